@@ -1,0 +1,1 @@
+"""The device catalogue and loaders of training data."""

@@ -1,0 +1,217 @@
+"""Action and lower(plan): one list of actions per device that simulator, runtime and drawings all consume.
+
+Text form, one action per word: ``<stage><kind><micro-batch>@<device>``, then for transfers the peer,
+the half-open row range and the bytes, as in ``2F0@jetson-1[0:3)`` and ``0SF2@a>b[0:3):12288``:
+
+    F  forward      SF  send activations      RF  receive activations
+    B  backward     SB  send gradients        RB  receive gradients
+    AR sum of the gradients over the group    U   optimizer update
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, cast, get_args
+
+import msgspec
+
+from greentrain._checks import require
+from greentrain.errors import NotSupportedError, UsageError
+from greentrain.plan import Plan, Stage, row_ranges
+
+__all__ = ["Action", "ActionKind", "format_actions", "lower", "parse_actions", "validate"]
+
+ActionKind = Literal["F", "B", "SF", "RF", "SB", "RB", "AR", "U"]
+
+_TRANSFERS = ("SF", "RF", "SB", "RB")
+_PARTNER: dict[ActionKind, ActionKind] = {"SF": "RF", "RF": "SF", "SB": "RB", "RB": "SB"}
+_TEXT = re.compile(
+    r"(?P<stage>\d+)(?P<kind>SF|RF|SB|RB|AR|F|B|U)(?P<micro>\d+)@(?P<device>[^>:\[]+)"
+    r"(?:>(?P<peer>[^\[:]+))?(?:\[(?P<first>\d+):(?P<last>\d+)\))?(?::(?P<bytes>\d+))?"
+)
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One thing that one device does.
+
+    Attributes:
+        device: Who acts.
+        kind: What is done.
+        stage: Stage of the acting device.
+        micro_batch: Micro-batch, from 0; 0 for AR and U.
+        bytes: Payload of a transfer, or the gradient bytes that are summed.
+        peer: The other end of a transfer.
+        first_row: First row of the micro-batch that is moved or computed.
+        last_row: One past the last row.
+    """
+
+    device: str
+    kind: ActionKind
+    stage: int
+    micro_batch: int
+    bytes: int = 0
+    peer: str | None = None
+    first_row: int = 0
+    last_row: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.kind in get_args(ActionKind), f"unknown action kind {self.kind!r}")
+        require((self.peer is not None) == (self.kind in _TRANSFERS), "exactly the transfers have a peer")
+        require(0 <= self.first_row <= self.last_row, "rows must be a half-open range")
+
+    def __str__(self) -> str:
+        text = f"{self.stage}{self.kind}{self.micro_batch}@{self.device}"
+        if self.peer is not None:
+            text += f">{self.peer}"
+        if self.last_row:
+            text += f"[{self.first_row}:{self.last_row})"
+        return f"{text}:{self.bytes}" if self.bytes else text
+
+
+def lower(plan: Plan) -> dict[str, list[Action]]:
+    """Turn a plan into the actions of one round, per device, in the order of execution.
+
+    1F1B: a stage first computes as many forwards as it may hold in flight, then alternates backward
+    and forward. Between groups with different shares every pair moves just the rows both hold (M-to-N).
+
+    Raises:
+        NotSupportedError: A stage shares heads and columns, which this version cannot run.
+    """
+    for index, stage in enumerate(plan.stages):
+        if stage.sharing != "samples":
+            raise NotSupportedError(
+                f"stage {index} shares {stage.sharing!r}, this version runs sample sharing only.",
+                hint="Schedule with --parallelism data, pipeline or hybrid.",
+            )
+    return {
+        device: _device_actions(plan, index, position)
+        for index, stage in enumerate(plan.stages)
+        for position, device in enumerate(stage.devices)
+    }
+
+
+def _device_actions(plan: Plan, index: int, position: int) -> list[Action]:
+    stage = plan.stages[index]
+    device = stage.devices[position]
+    first, last = row_ranges(stage.shares)[position]
+    before = plan.stages[index - 1] if index > 0 else None
+    after = plan.stages[index + 1] if index + 1 < len(plan.stages) else None
+    actions: list[Action] = []
+
+    def compute(kind: ActionKind, micro: int) -> Action:
+        return Action(device=device, kind=kind, stage=index, micro_batch=micro, first_row=first, last_row=last)
+
+    def transfers(kind: ActionKind, micro: int, other: Stage, bytes_per_row: int) -> Iterable[Action]:
+        for peer, (start, stop) in zip(other.devices, row_ranges(other.shares), strict=True):
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                yield Action(
+                    device=device, kind=kind, stage=index, micro_batch=micro, peer=peer,
+                    first_row=low, last_row=high, bytes=(high - low) * bytes_per_row,
+                )  # fmt: skip
+
+    for direction, micro in _one_forward_one_backward(plan.micro_batches_n, stage.in_flight):
+        if direction == "F":
+            if before is not None:
+                actions.extend(transfers("RF", micro, before, before.output_bytes))
+            actions.append(compute("F", micro))
+            if after is not None:
+                actions.extend(transfers("SF", micro, after, stage.output_bytes))
+        else:
+            if after is not None:
+                actions.extend(transfers("RB", micro, after, stage.gradient_bytes))
+            actions.append(compute("B", micro))
+            if before is not None:
+                actions.extend(transfers("SB", micro, before, before.gradient_bytes))
+    if len(stage.devices) > 1:
+        actions.append(Action(device=device, kind="AR", stage=index, micro_batch=0, bytes=stage.param_bytes))
+    actions.append(Action(device=device, kind="U", stage=index, micro_batch=0))
+    return actions
+
+
+def _one_forward_one_backward(micro_batches_n: int, in_flight: int) -> Iterable[tuple[Literal["F", "B"], int]]:
+    warm_up = min(in_flight, micro_batches_n)
+    for micro in range(warm_up):
+        yield "F", micro
+    for micro in range(micro_batches_n):
+        yield "B", micro
+        if micro + warm_up < micro_batches_n:
+            yield "F", micro + warm_up
+
+
+def validate(actions: Mapping[str, Sequence[Action]]) -> None:
+    """Check that every send has its receive, in an order that can be executed.
+
+    Raises:
+        UsageError: A transfer lacks its other half, or the lists wait for each other for ever. The
+            message shows where each device stands.
+    """
+    halves = {_transfer_key(action) for listed in actions.values() for action in listed if action.peer is not None}
+    for listed in actions.values():
+        for action in listed:
+            if action.peer is not None and _partner_key(action) not in halves:
+                raise UsageError(f"action {action} has no other half on {action.peer}.", hint="Lower the plan again.")
+    position = dict.fromkeys(actions, 0)
+    sent: set[tuple[str, ...]] = set()
+    moved = True
+    while moved:
+        moved = False
+        for device, listed in actions.items():
+            while position[device] < len(listed):
+                action = listed[position[device]]
+                if action.kind in ("RF", "RB") and _partner_key(action) not in sent:
+                    break
+                if action.kind in ("SF", "SB"):
+                    sent.add(_transfer_key(action))
+                position[device] += 1
+                moved = True
+    stuck = {device: listed[position[device]] for device, listed in actions.items() if position[device] < len(listed)}
+    if stuck:
+        grid = "; ".join(f"{device} waits at --> {action}" for device, action in stuck.items())
+        raise UsageError(f"the actions wait for each other for ever: {grid}.", hint="Check the order of the schedule.")
+
+
+def _transfer_key(action: Action) -> tuple[str, ...]:
+    rows = (str(action.first_row), str(action.last_row))
+    return (action.kind, str(action.micro_batch), action.device, cast("str", action.peer), *rows, str(action.bytes))
+
+
+def _partner_key(action: Action) -> tuple[str, ...]:
+    rows = (str(action.first_row), str(action.last_row))
+    kind = _PARTNER[action.kind]
+    return (kind, str(action.micro_batch), cast("str", action.peer), action.device, *rows, str(action.bytes))
+
+
+def format_actions(actions: Iterable[Action]) -> str:
+    """The text form, one space between actions."""
+    return " ".join(str(action) for action in actions)
+
+
+def parse_actions(text: str) -> list[Action]:
+    """Read the text form; the inverse of :func:`format_actions`.
+
+    Raises:
+        UsageError: A word is no action.
+    """
+    parsed: list[Action] = []
+    for number, word in enumerate(text.split()):
+        match = _TEXT.fullmatch(word)
+        if match is None:
+            raise UsageError(f"word {number} is {word!r}, expected an action such as '2F0@jetson-1'.")
+        try:
+            parsed.append(
+                Action(
+                    device=match["device"],
+                    kind=cast("ActionKind", match["kind"]),
+                    stage=int(match["stage"]),
+                    micro_batch=int(match["micro"]),
+                    bytes=int(match["bytes"] or 0),
+                    peer=match["peer"],
+                    first_row=int(match["first"] or 0),
+                    last_row=int(match["last"] or 0),
+                )  # fmt: skip
+            )
+        except ValueError as error:
+            raise UsageError(f"word {number} is {word!r}: {error}.") from error
+    return parsed

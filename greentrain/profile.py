@@ -1,0 +1,147 @@
+"""LayerProfile, LayerTimes, ModelProfile: what each block of a model costs, per device kind and point."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+import msgspec
+
+from greentrain._checks import require, require_id, require_non_negative, require_positive
+from greentrain.device import Provenance
+from greentrain.errors import UsageError
+
+__all__ = ["LayerProfile", "LayerTimes", "ModelProfile", "interpolate_batch_s"]
+
+
+class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One block of a model, independent of the device.
+
+    Attributes:
+        name: The block's name.
+        param_bytes: Bytes of its trainable parameters.
+        activation_bytes: Bytes per sample of its output, which cross a link when the pipeline is cut after it.
+        gradient_bytes: Bytes per sample of the gradient that crosses the same cut backwards.
+        stash_bytes: Bytes per sample kept from the forward pass for the backward pass.
+        forward_flop: Floating-point operations per sample of the forward pass.
+    """
+
+    name: str
+    param_bytes: int
+    activation_bytes: int
+    gradient_bytes: int
+    stash_bytes: int
+    forward_flop: float
+
+    def __post_init__(self) -> None:
+        require_non_negative(
+            param_bytes=self.param_bytes,
+            activation_bytes=self.activation_bytes,
+            gradient_bytes=self.gradient_bytes,
+            stash_bytes=self.stash_bytes,
+            forward_flop=self.forward_flop,
+        )
+
+
+class LayerTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Time of each layer over the batch size, on one device kind at one operating point.
+
+    Attributes:
+        model: Name of the model.
+        kind: Device kind.
+        point: Operating point.
+        batch_B: Batch sizes, rising.
+        forward_s_LB: Seconds of the forward pass, layer by batch.
+        backward_s_LB: Seconds of the backward pass, layer by batch.
+        update_s_L: Seconds of the optimizer step per layer.
+        provenance: Where the figures come from.
+    """
+
+    model: str
+    kind: str
+    point: str
+    batch_B: tuple[int, ...]
+    forward_s_LB: tuple[tuple[float, ...], ...]
+    backward_s_LB: tuple[tuple[float, ...], ...]
+    update_s_L: tuple[float, ...]
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        require_id(self.kind, what="device kind")
+        require_id(self.point, what="operating point")
+        rising = all(low < high for low, high in zip(self.batch_B, self.batch_B[1:], strict=False))
+        require(len(self.batch_B) > 0 and self.batch_B[0] >= 1 and rising, "batch_B must rise from at least 1")
+        layers = len(self.update_s_L)
+        require(len(self.forward_s_LB) == len(self.backward_s_LB) == layers, "times must cover the same layers")
+        for row in (*self.forward_s_LB, *self.backward_s_LB):
+            require(len(row) == len(self.batch_B), "every layer needs one time per batch size")
+            for value in row:
+                require_non_negative(time_s=value)
+        for value in self.update_s_L:
+            require_non_negative(update_s=value)
+
+
+class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model as a list of blocks: ``profiles/<model>.model.json`` plus the times of each device kind.
+
+    Attributes:
+        model: Name of the workload.
+        structure_sha256: Hash of block names, shapes and dtypes; workers agree on it before the first tensor.
+        layers: The blocks in order.
+        input_bytes: Bytes per sample of the model's input.
+        times: Layer times, at most one per (kind, point).
+    """
+
+    model: str
+    structure_sha256: str
+    layers: tuple[LayerProfile, ...]
+    input_bytes: int
+    times: tuple[LayerTimes, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(len(self.layers) > 0, "a model needs at least one layer")
+        require_positive(input_bytes=self.input_bytes)
+        seen: set[tuple[str, str]] = set()
+        for times in self.times:
+            key = (times.kind, times.point)
+            require(key not in seen, f"two sets of layer times for kind {times.kind!r} at point {times.point!r}")
+            require(
+                len(times.update_s_L) == len(self.layers),
+                f"times of kind {times.kind!r} cover {len(times.update_s_L)} layers, the model has {len(self.layers)}",
+            )
+            seen.add(key)
+
+    def with_times(self, times: Iterable[LayerTimes]) -> ModelProfile:
+        """The same model with these layer times in place of the present ones."""
+        return msgspec.structs.replace(self, times=tuple(times))
+
+    def times_of(self, kind: str, point: str) -> LayerTimes:
+        """Layer times of a device kind at a point.
+
+        Raises:
+            UsageError: They were never measured or modelled.
+        """
+        for times in self.times:
+            if times.kind == kind and times.point == point:
+                return times
+        raise UsageError(
+            f"model {self.model!r} has no layer times for device kind {kind!r} at operating point {point!r}.",
+            hint=f"Run: greentrain measure --model {self.model} on such a device, or use a catalogue kind.",
+        )
+
+
+def interpolate_batch_s(batch_B: tuple[int, ...], time_s_B: tuple[float, ...], batch: int) -> float:
+    """Seconds at a batch size: straight lines between measured sizes, the end slopes held beyond them.
+
+    With a single measured size the time is proportional to the batch.
+    """
+    if batch <= 0:
+        return 0.0
+    if len(batch_B) == 1:
+        return time_s_B[0] * batch / batch_B[0]
+    right = min(max(bisect_left(batch_B, batch), 1), len(batch_B) - 1)
+    low, high = batch_B[right - 1], batch_B[right]
+    slope = (time_s_B[right] - time_s_B[right - 1]) / (high - low)
+    if slope < 0 and (batch < low or batch > high):
+        slope = 0.0
+    return max(time_s_B[right - 1] + slope * (batch - low), 0.0)

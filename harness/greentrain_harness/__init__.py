@@ -1,0 +1,1 @@
+"""Whatever touches a sensor, a clock, a board or a network namespace."""

@@ -1,0 +1,1 @@
+"""One file per knob of a device; always restored on exit."""

@@ -1,0 +1,1 @@
+"""An emulated edge cluster on one Linux machine."""

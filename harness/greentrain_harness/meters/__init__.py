@@ -1,0 +1,1 @@
+"""One file per meter: ``detect() -> None | why_not`` and ``open_meter(...) -> Meter``."""

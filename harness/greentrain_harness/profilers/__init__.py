@@ -1,0 +1,1 @@
+"""Profiles of devices, layers and links, with provenance."""

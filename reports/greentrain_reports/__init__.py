@@ -1,0 +1,1 @@
+"""Ledger to tables, pictures, CSV and HTML."""
