@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from greentrain.version import VERSION as __version__
+from greentrain.version import VERSION
 
 if TYPE_CHECKING:
     from greentrain_harness.window import measure as measure
+
+__version__ = VERSION
 
 __all__ = ["__version__", "measure"]
 

@@ -210,7 +210,7 @@ def parse_actions(text: str) -> list[Action]:
                     peer=match["peer"],
                     first_row=int(match["first"] or 0),
                     last_row=int(match["last"] or 0),
-                )  # fmt: skip
+                )
             )
         except ValueError as error:
             raise UsageError(f"word {number} is {word!r}: {error}.") from error

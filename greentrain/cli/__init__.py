@@ -1,1 +1,102 @@
-"""The command line: one file per command; parse, one call, files."""
+"""The command line: one file per command; parse, one call, files.
+
+Sub-commands load lazily, so that ``greentrain --help`` needs neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import cast
+
+import click
+
+from greentrain.errors import GreentrainError
+from greentrain.version import VERSION
+
+__all__ = ["main"]
+
+# Command name -> (module, one line of help). The help stands here so that listing needs no import.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("greentrain.cli.doctor", "Sensors, clocks and permissions of this machine, and how to mend them."),
+    "meter": ("greentrain.cli.meter", "Joules of a window or a command, with ± and source."),
+    "measure": ("greentrain.cli.measure", "Measure this device (and a model on it) into profiles/."),
+    "cluster": ("greentrain.cli.cluster", "Write or print cluster.toml."),
+    "schedule": ("greentrain.cli.schedule", "Choose devices, shares and operating points by energy."),
+    "simulate": ("greentrain.cli.simulate", "Timeline and joules of a plan before anything runs."),
+    "train": ("greentrain.cli.train", "Run a plan; ledger, summary and model under runs/."),
+    "report": ("greentrain.cli.report", "CSV and one self-contained HTML of a run."),
+    "lab": ("greentrain.cli.lab", "An emulated edge cluster on this Linux machine (root)."),
+    "worker": ("greentrain.cli.worker", "One device's part of a run (started by train)."),
+}
+_HIDDEN = frozenset({"worker"})
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in _COMMANDS if name not in _HIDDEN]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return cast("click.Command", importlib.import_module(_COMMANDS[cmd_name][0]).command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, text) for name, (_, text) in _COMMANDS.items() if name not in _HIDDEN]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="greentrain")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def _root(ctx: click.Context, debug: bool) -> None:
+    """Train models on your own devices together, for the fewest joules."""
+    ctx.obj = {"debug": debug}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 ok, 2 usage, 3 infeasible, 4 hardware or permission, 5 run failed."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    try:
+        result: object = _root.main(args=arguments, prog_name="greentrain", standalone_mode=False)
+    except GreentrainError as error:
+        if debug:
+            raise
+        _report(error.message, error.hint, as_json="--json" in arguments)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        _report("Interrupted.", "What was already written is kept.", as_json=False)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _report("Interrupted.", "What was already written is kept.", as_json=False)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        _report(
+            f"Unexpected {kind}: {error}.", "Run again as 'greentrain --debug …' to see where; please report it.",
+            as_json="--json" in arguments,
+        )  # fmt: skip
+        sys.exit(5)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _report(message: str, hint: str | None, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"error": message, "hint": hint}))
+    click.echo(f"Error: {message}", err=True)
+    if hint is not None:
+        click.echo(f"Hint: {hint}", err=True)
