@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from greentrain._checks import require, require_id, require_positive
 from greentrain.objective import Optimizer
 
-__all__ = ["Tensors", "Workload", "run_blocks"]
+__all__ = [
+    "TensorSpec",
+    "Tensors",
+    "Workload",
+    "block_names",
+    "block_outputs",
+    "build_seeded",
+    "run_blocks",
+]
 
 Tensors = tuple[Tensor, ...]
 
@@ -51,6 +60,14 @@ class Workload:
     epochs: int
     target_accuracy: float
 
+    def __post_init__(self) -> None:
+        require_id(self.name, what="workload name")
+        require_positive(learning_rate=self.learning_rate, batch=self.batch, epochs=self.epochs)
+        require(len(self.micro_batches) > 0, "at least one micro-batch size is needed")
+        for size in self.micro_batches:
+            require(size >= 1 and self.batch % size == 0, f"micro-batch {size} does not divide the batch {self.batch}")
+        require(0 <= self.target_accuracy <= 1, f"target_accuracy is {self.target_accuracy}, expected 0 to 1")
+
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over a stage's parameters."""
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
@@ -60,9 +77,76 @@ class Workload:
         return torch.optim.SGD(trainable, lr=self.learning_rate, momentum=momentum)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A tensor that leaves a block, without its rows.
+
+    Attributes:
+        shape: Shape of one row.
+        dtype: Element type.
+        needs_gradient: Whether a gradient of the same shape comes back in the backward pass.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    needs_gradient: bool
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per sample."""
+        elements = 1
+        for size in self.shape:
+            elements *= size
+        return elements * self.dtype.itemsize
+
+
 def run_blocks(blocks: Sequence[nn.Module], tensors: Tensors) -> Tensors:
     """Run blocks one after the other and normalise the result to a tuple."""
     for block in blocks:
         result: Tensor | Tensors = block(*tensors)
         tensors = (result,) if isinstance(result, Tensor) else tuple(result)
     return tensors
+
+
+def build_seeded(makers: Sequence[Callable[[], nn.Module]], seed: int) -> list[nn.Module]:
+    """Make each block under a seed of its own, leaving the global random numbers alone.
+
+    A block's weights depend on the seed and its place only, not on what was made before it. Initialise
+    uniformly: uniform draws have the same bits on every processor, normal ones differ in the last
+    bit between vector units.
+    """
+    blocks: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        for index, make in enumerate(makers):
+            torch.manual_seed(seed * 1_000_003 + index)
+            blocks.append(make())
+    return blocks
+
+
+def block_names(blocks: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Name of each block: its ``block_name`` attribute, or its class, with its index in front."""
+    return tuple(
+        f"{index}-{getattr(block, 'block_name', None) or type(block).__name__.lower()}"
+        for index, block in enumerate(blocks)
+    )
+
+
+def block_outputs(blocks: Sequence[nn.Module], inputs: Tensors) -> list[tuple[TensorSpec, ...]]:
+    """The tensors that leave each block, from one forward pass.
+
+    A floating tensor needs a gradient when something before it is trainable; masks that merely pass
+    through need none, and neither does anything behind frozen blocks only.
+    """
+    specs: list[tuple[TensorSpec, ...]] = []
+    tensors = inputs
+    with torch.enable_grad():
+        for block in blocks:
+            outputs = run_blocks((block,), tensors)
+            specs.append(
+                tuple(
+                    TensorSpec(shape=tuple(output.shape[1:]), dtype=output.dtype, needs_gradient=output.requires_grad)
+                    for output in outputs
+                )
+            )
+            tensors = tuple(output.detach().requires_grad_(output.requires_grad) for output in outputs)
+    return specs

