@@ -16,9 +16,9 @@ def load() -> TrainingData:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
-    images = (np.asarray(digits.images) / _GREY_LEVELS).astype(np.float32)[:, np.newaxis]
-    classes = np.asarray(digits.target).astype(np.int64)
+    pixels, targets = load_digits(return_X_y=True)
+    images = (np.asarray(pixels).reshape(-1, 1, 8, 8) / _GREY_LEVELS).astype(np.float32)
+    classes = np.asarray(targets).astype(np.int64)
     train, test = train_test_split(np.arange(len(classes)), test_size=0.2, random_state=0, stratify=classes)
     return TrainingData(
         name="digits",

@@ -97,9 +97,9 @@ WORKLOAD = Workload(
     example=example,
     loss=nn.functional.cross_entropy,
     optimizer="adam",
-    learning_rate=5e-4,
+    learning_rate=2e-4,
     batch=64,
     micro_batches=(4, 8, 16, 32, 64),
-    epochs=8,
+    epochs=6,
     target_accuracy=0.97,
 )

@@ -69,8 +69,9 @@ class Workload:
         require(0 <= self.target_accuracy <= 1, f"target_accuracy is {self.target_accuracy}, expected 0 to 1")
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer over a stage's parameters."""
-        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        """The optimizer over a stage's parameters; a stage of frozen blocks gets one without parameters."""
+        # A group, since torch refuses an empty list.
+        trainable = [{"params": [parameter for parameter in parameters if parameter.requires_grad]}]
         if self.optimizer == "adam":
             return torch.optim.AdamW(trainable, lr=self.learning_rate)
         momentum = 0.9 if self.optimizer == "momentum" else 0.0
