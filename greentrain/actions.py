@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import msgspec
 
@@ -93,41 +93,53 @@ def lower(plan: Plan) -> dict[str, list[Action]]:
 
 def _device_actions(plan: Plan, index: int, position: int) -> list[Action]:
     stage = plan.stages[index]
-    device = stage.devices[position]
-    first, last = row_ranges(stage.shares)[position]
     before = plan.stages[index - 1] if index > 0 else None
     after = plan.stages[index + 1] if index + 1 < len(plan.stages) else None
+    seat = _Seat(stage.devices[position], index, row_ranges(stage.shares)[position])
     actions: list[Action] = []
-
-    def compute(kind: ActionKind, micro: int) -> Action:
-        return Action(device=device, kind=kind, stage=index, micro_batch=micro, first_row=first, last_row=last)
-
-    def transfers(kind: ActionKind, micro: int, other: Stage, bytes_per_row: int) -> Iterable[Action]:
-        for peer, (start, stop) in zip(other.devices, row_ranges(other.shares), strict=True):
-            low, high = max(first, start), min(last, stop)
-            if low < high:
-                yield Action(
-                    device=device, kind=kind, stage=index, micro_batch=micro, peer=peer,
-                    first_row=low, last_row=high, bytes=(high - low) * bytes_per_row,
-                )  # fmt: skip
-
     for direction, micro in _one_forward_one_backward(plan.micro_batches_n, stage.in_flight):
         if direction == "F":
-            if before is not None:
-                actions.extend(transfers("RF", micro, before, before.output_bytes))
-            actions.append(compute("F", micro))
-            if after is not None:
-                actions.extend(transfers("SF", micro, after, stage.output_bytes))
+            actions += seat.transfers("RF", micro, before, before.output_bytes if before else 0)
+            actions.append(seat.action("F", micro))
+            actions += seat.transfers("SF", micro, after, stage.output_bytes)
         else:
-            if after is not None:
-                actions.extend(transfers("RB", micro, after, stage.gradient_bytes))
-            actions.append(compute("B", micro))
-            if before is not None:
-                actions.extend(transfers("SB", micro, before, before.gradient_bytes))
-    if len(stage.devices) > 1:
-        actions.append(Action(device=device, kind="AR", stage=index, micro_batch=0, bytes=stage.param_bytes))
-    actions.append(Action(device=device, kind="U", stage=index, micro_batch=0))
+            actions += seat.transfers("RB", micro, after, stage.gradient_bytes)
+            actions.append(seat.action("B", micro))
+            actions += seat.transfers("SB", micro, before, before.gradient_bytes if before else 0)
+    if len(stage.devices) > 1 and stage.param_bytes > 0:
+        actions.append(Action(device=seat.device, kind="AR", stage=index, micro_batch=0, bytes=stage.param_bytes))
+    actions.append(Action(device=seat.device, kind="U", stage=index, micro_batch=0))
     return actions
+
+
+class _Seat(NamedTuple):
+    """A device's place in a stage and its rows of every micro-batch."""
+
+    device: str
+    stage: int
+    rows: tuple[int, int]
+
+    def action(self, kind: ActionKind, micro: int) -> Action:
+        first, last = self.rows
+        return Action(
+            device=self.device, kind=kind, stage=self.stage, micro_batch=micro, first_row=first, last_row=last
+        )
+
+    def transfers(self, kind: ActionKind, micro: int, other: Stage | None, bytes_per_row: int) -> list[Action]:
+        """One transfer per device of the other stage that holds some of the same rows."""
+        if other is None or bytes_per_row == 0:
+            return []  # Without anything trainable before the cut no gradient goes back.
+        found: list[Action] = []
+        for peer, (start, stop) in zip(other.devices, row_ranges(other.shares), strict=True):
+            low, high = max(self.rows[0], start), min(self.rows[1], stop)
+            if low < high:
+                found.append(
+                    Action(
+                        device=self.device, kind=kind, stage=self.stage, micro_batch=micro, peer=peer,
+                        first_row=low, last_row=high, bytes=(high - low) * bytes_per_row,
+                    )
+                )  # fmt: skip
+        return found
 
 
 def _one_forward_one_backward(micro_batches_n: int, in_flight: int) -> Iterable[tuple[Literal["F", "B"], int]]:

@@ -20,6 +20,7 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         name: The block's name.
         param_bytes: Bytes of its trainable parameters.
+        frozen_bytes: Bytes of its parameters that are never trained; they need memory, but no gradient.
         activation_bytes: Bytes per sample of its output, which cross a link when the pipeline is cut after it.
         gradient_bytes: Bytes per sample of the gradient that crosses the same cut backwards.
         stash_bytes: Bytes per sample kept from the forward pass for the backward pass.
@@ -32,10 +33,12 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gradient_bytes: int
     stash_bytes: int
     forward_flop: float
+    frozen_bytes: int = 0
 
     def __post_init__(self) -> None:
         require_non_negative(
             param_bytes=self.param_bytes,
+            frozen_bytes=self.frozen_bytes,
             activation_bytes=self.activation_bytes,
             gradient_bytes=self.gradient_bytes,
             stash_bytes=self.stash_bytes,

@@ -1,1 +1,38 @@
-"""One file per method: ``plan(problem) -> Plan``."""
+"""One file per method: ``plan(problem) -> Plan``.
+
+A planner returns a valid, priced plan or raises ``InfeasibleError`` naming the binding constraint.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from greentrain.errors import UsageError
+from greentrain.objective import Problem
+from greentrain.plan import Plan
+
+__all__ = ["PLANNERS", "Planner", "load_planner"]
+
+Planner = Callable[[Problem], Plan]
+
+# Value of --planner -> (module, what it does).
+PLANNERS: dict[str, tuple[str, str]] = {
+    "auto": ("greentrain.planners.auto", "exhaustive where the space is small enough, else the best baseline"),
+    "exhaustive": ("greentrain.planners.exhaustive", "every plan, pruned only by bounds: proven optimal"),
+    "single": ("greentrain.planners.single", "the best single device"),
+    "data": ("greentrain.planners.data", "all devices share the rows in proportion to their speed"),
+    "data-equal": ("greentrain.planners.data_equal", "all devices take equally many rows"),
+    "pipeline": ("greentrain.planners.pipeline", "one device per stage, balanced"),
+}
+
+
+def load_planner(name: str) -> Planner:
+    """The planner of a name.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name not in PLANNERS:
+        raise UsageError(f"unknown planner {name!r}.", hint=f"Known planners: {', '.join(PLANNERS)}.")
+    return importlib.import_module(PLANNERS[name][0]).plan

@@ -1,0 +1,134 @@
+"""What the planners share: assembling, pricing and comparing candidate plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from greentrain.cost import CostTables, estimate
+from greentrain.errors import InfeasibleError
+from greentrain.objective import Problem
+from greentrain.plan import Certificate, Plan, Stage, in_flight_limit
+
+__all__ = ["Part", "assemble", "best_of", "certified", "lower_bound", "objective_value"]
+
+
+class Part(NamedTuple):
+    """A stage before its bytes are filled in."""
+
+    start: int
+    stop: int
+    devices: tuple[str, ...]
+    shares: tuple[int, ...]
+    points: tuple[str, ...]
+
+
+def assemble(problem: Problem, planner: str, micro_batch: int, parts: Sequence[Part], tables: CostTables) -> Plan:
+    """Make a priced plan of sample-sharing stages."""
+    layers = problem.model.layers
+    stages: list[Stage] = []
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        stages.append(
+            Stage(
+                start=part.start,
+                stop=part.stop,
+                devices=part.devices,
+                sharing="samples",
+                shares=part.shares,
+                points=part.points,
+                in_flight=in_flight_limit(len(parts), index, problem.batch // micro_batch),
+                param_bytes=sum(layer.param_bytes for layer in layers[part.start : part.stop]),
+                output_bytes=0 if last else layers[part.stop - 1].activation_bytes,
+                gradient_bytes=0 if last else layers[part.stop - 1].gradient_bytes,
+            )
+        )
+    plan = Plan(
+        model=problem.model.model,
+        structure_sha256=problem.model.structure_sha256,
+        cluster=problem.cluster.name,
+        planner=planner,
+        objective=problem.objective,
+        batch=problem.batch,
+        micro_batch=micro_batch,
+        optimizer=problem.optimizer,
+        stages=tuple(stages),
+    )
+    return msgspec.structs.replace(plan, estimate=estimate(plan, problem, tables=tables))
+
+
+def objective_value(plan: Plan) -> float:
+    """The figure that the plan's objective minimises."""
+    price = plan.estimate
+    assert price is not None
+    return plan.objective.value(energy_j_per_sample=price.energy_j_per_sample, s_per_sample=1.0 / price.samples_per_s)
+
+
+def best_of(plans: Iterable[Plan], problem: Problem, planner: str) -> Plan:
+    """The feasible plan with the least objective, certified against a simple lower bound.
+
+    Raises:
+        InfeasibleError: None is feasible; the message gives the nearest plan's violation.
+    """
+    best: Plan | None = None
+    violation = "there are fewer rows than devices, or no memory for a single layer"
+    considered = 0
+    for plan in plans:
+        considered += 1
+        assert plan.estimate is not None
+        if plan.estimate.violations:
+            violation = plan.estimate.violations[0]
+        elif best is None or objective_value(plan) < objective_value(best):
+            best = plan
+    if best is None:
+        raise InfeasibleError(
+            f"planner {planner!r} finds no feasible plan: {violation}.",
+            hint="Relax that limit, add memory or devices, or try --planner auto.",
+        )
+    method = f"best of {considered} candidates; bound: every layer on its cheapest device, without waiting"
+    return certified(best, problem, lower_bound(problem), method, considered)
+
+
+def certified(plan: Plan, problem: Problem, bound: float, method: str, considered_n: int) -> Plan:
+    """The plan with its certificate."""
+    value = objective_value(plan)
+    certificate = Certificate(
+        lower_bound=bound,
+        gap_ratio=max(value - bound, 0.0) / bound if bound > 0 else None,
+        method=method,
+        unit=problem.objective.unit,
+        considered_n=considered_n,
+    )
+    return msgspec.structs.replace(plan, certificate=certificate)
+
+
+def lower_bound(problem: Problem) -> float:
+    """A figure that no plan can beat under the cost model.
+
+    Energy: every layer runs where and in the micro-batch size in which it costs least, and nobody
+    waits. Time: with weights y_d ∝ the device's speed, ``T ≥ Σ_l min_d y_d·t_dl`` (duality of the
+    fluid relaxation); both ignore transfers, sums and updates.
+    """
+    rows = sorted({count for size in problem.micro_batches for count in range(1, size + 1)})
+    best_time_s_DL: list[list[float]] = []
+    best_energy_j_L = [float("inf")] * len(problem.model.layers)
+    tables = CostTables(problem)
+    for device in problem.cluster.devices:
+        best_time_s_L = [float("inf")] * len(problem.model.layers)
+        for point in device.points:
+            busy_w = device.curve(point.name).busy_w
+            for layer in range(len(best_time_s_L)):
+                per_row_s = min(sum(tables.compute_s(device, point.name, layer, layer + 1, n)) / n for n in rows)
+                best_time_s_L[layer] = min(best_time_s_L[layer], per_row_s)
+                best_energy_j_L[layer] = min(best_energy_j_L[layer], per_row_s * busy_w)
+        best_time_s_DL.append(best_time_s_L)
+    totals_s = [max(sum(row), 1e-12) for row in best_time_s_DL]
+    speed = sum(1 / total for total in totals_s)
+    weights = [1 / total / speed for total in totals_s]
+    time_s = sum(
+        min(weight * row[layer] for weight, row in zip(weights, best_time_s_DL, strict=True))
+        for layer in range(len(problem.model.layers))
+    )
+    return problem.objective.value(energy_j_per_sample=sum(best_energy_j_L), s_per_sample=time_s)
