@@ -29,6 +29,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         parent: Channel that already contains this one; None for a root. The total is the sum of the roots.
         gain_error_ratio: Stated gain error, 0.01 for 1 %.
         offset_error_w: Stated offset error, watts.
+        update_s: How often the sensor itself refreshes, seconds; 0 when it answers for the very instant.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     parent: str | None = None
     gain_error_ratio: float = 0.0
     offset_error_w: float = 0.0
+    update_s: float = 0.0
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):

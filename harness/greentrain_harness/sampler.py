@@ -1,0 +1,205 @@
+"""Sampler: turns a meter's raw samples into the joules of any window, with a stated ±.
+
+Watts are integrated by trapezoids over time-stamped samples and interpolated at both ends of the
+window; counters are interpolated at both ends. Time without data is a gap: its energy is unknown, is
+not counted, and is told as ``gap_s``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from types import TracebackType
+
+from greentrain.power import Source
+from greentrain.reading import Channel, Clock, Meter, Sample, Scope, Span
+from greentrain_harness.integration import ChannelEnergy, counter_energy, power_energy
+
+__all__ = ["Sampler"]
+
+# A counter is looked at this often when its meter names no rate.
+_COUNTER_RATE_HZ = 10.0
+# This many missed samples in a row are a gap.
+_GAP_PERIODS = 10.0
+# A counter keeps counting unseen, but after this long a wrap could pass unnoticed.
+_COUNTER_GAP_S = 60.0
+# A sensor that hangs in its driver must not hold up training.
+_PATIENCE_S = 1.0
+
+
+class Sampler:
+    """Samples a meter in the background and answers for any window of its life; never raises for a lost sensor.
+
+    Use as a context manager; leaving it closes the meter. A day of six rails at 50 Hz takes 140 MB.
+
+    Args:
+        meter: Any meter; the sampler owns it from here on.
+        clock: Monotonic seconds; must be the clock of the meter's time stamps.
+        rate_hz: Samples per second; the meter's own rate when not given.
+        background: Sample in a thread. Without it only :meth:`sample_now` and :meth:`span` sample.
+    """
+
+    def __init__(
+        self, meter: Meter, *, clock: Clock = time.monotonic, rate_hz: float | None = None, background: bool = True
+    ) -> None:
+        self._meter = meter
+        self._clock = clock
+        self._rate_hz = rate_hz or meter.rate_hz or _COUNTER_RATE_HZ
+        self._background = background
+        self._t_s = array("d")
+        # Watts need few digits; counters need all of them.
+        self._values = [array("f" if channel.quantity == "power_w" else "d") for channel in meter.channels]
+        self._lock = threading.Lock()
+        self._meter_lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.fault: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the meter."""
+        return self._meter.name
+
+    @property
+    def source(self) -> Source:
+        """``measured`` or ``modelled``."""
+        return self._meter.source
+
+    @property
+    def scope(self) -> Scope:
+        """What the meter sees."""
+        return self._meter.scope
+
+    @property
+    def note(self) -> str:
+        """What a reader must know."""
+        return self._meter.note
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """Channels of the meter."""
+        return self._meter.channels
+
+    @property
+    def samples_n(self) -> int:
+        """Samples taken so far."""
+        return len(self._t_s)
+
+    def __enter__(self) -> Sampler:
+        """Take the first sample and start sampling."""
+        self.sample_now()
+        if self._background and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"sampler-{self.name}", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop sampling and close the meter."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop sampling and close the meter; spans of the past can still be asked for."""
+        if self._closed:
+            return
+        self.sample_now()
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2.0)
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._meter.close()
+
+    def sample_now(self) -> None:
+        """Take a sample at this instant; a meter that fails or hangs leaves a gap."""
+        if self._closed or not self._meter_lock.acquire(timeout=_PATIENCE_S):
+            return
+        try:
+            sample = self._take()
+            if sample is not None and (not self._t_s or sample.t_s > self._t_s[-1]):
+                with self._lock:
+                    self._append(sample)
+        finally:
+            self._meter_lock.release()
+
+    def now_s(self) -> float:
+        """The present instant on the sampler's clock, to mark the ends of a window."""
+        return self._clock()
+
+    def span(self, start_s: float, stop_s: float) -> Span:
+        """Energy between two instants of the sampler's life so far.
+
+        Args:
+            start_s: Monotonic start, seconds.
+            stop_s: Monotonic stop, seconds; a fresh sample is taken when it lies after the last one.
+
+        Returns:
+            The span. ``energy_j`` holds only what was seen; it is None when a root channel gave nothing.
+        """
+        if not self._t_s or stop_s > self._t_s[-1]:
+            self.sample_now()
+        stop_s = max(stop_s, start_s)
+        parts = {
+            channel.name: self._channel_energy(index, channel, start_s, stop_s)
+            for index, channel in enumerate(self._meter.channels)
+        }
+        roots = [parts[channel.name] for channel in self._meter.channels if channel.parent is None]
+        energies = [root.energy_j for root in roots if root.energy_j is not None]
+        # A total without one of its parts would be too low: then it is not known.
+        complete = len(energies) == len(roots) > 0
+        return Span(
+            start_s=start_s,
+            duration_s=stop_s - start_s,
+            energy_j=sum(energies) if complete else None,
+            error_j=_total_error_j(roots) if complete else None,
+            channels_j={name: part.energy_j for name, part in parts.items()},
+            gap_s=max((root.gap_s for root in roots), default=stop_s - start_s),
+            source=self.source,
+            meter=self.name,
+        )
+
+    def _channel_energy(self, index: int, channel: Channel, start_s: float, stop_s: float) -> ChannelEnergy:
+        integrate, gap_s = (
+            (power_energy, _GAP_PERIODS / self._rate_hz)
+            if channel.quantity == "power_w"
+            else (counter_energy, _COUNTER_GAP_S)
+        )
+        with self._lock:
+            # Neighbours outside the window are needed for its ends, beyond as many missed samples as make a gap.
+            low = max(bisect_left(self._t_s, start_s - gap_s) - 1, 0)
+            high = bisect_right(self._t_s, stop_s + gap_s) + 1
+            t_s, values = self._t_s[low:high], self._values[index][low:high]
+        return integrate(t_s, values, start_s, stop_s, channel=channel, gap_s=gap_s)
+
+    def _append(self, sample: Sample) -> None:
+        self._t_s.append(sample.t_s)
+        for values, value in zip(self._values, sample.values, strict=True):
+            values.append(math.nan if value is None else value)
+
+    def _take(self) -> Sample | None:
+        try:
+            return self._meter.sample()
+        except Exception as error:
+            # The contract says that meters do not raise; training must outlive one that does.
+            self.fault = f"{type(error).__name__}: {error}"
+            return None
+
+    def _run(self) -> None:
+        period_s = 1.0 / self._rate_hz
+        due_s = time.monotonic() + period_s
+        while not self._stop.wait(max(due_s - time.monotonic(), 0.0)):
+            self.sample_now()
+            # After a stall the missed samples are not made up for.
+            due_s = max(due_s + period_s, time.monotonic())
+
+
+def _total_error_j(roots: list[ChannelEnergy]) -> float:
+    """Gains and offsets are shared by a meter's channels and add up; sampling errors are independent."""
+    systematic_j = sum(root.systematic_j for root in roots)
+    return systematic_j + math.sqrt(sum(root.sampling_j**2 for root in roots))
