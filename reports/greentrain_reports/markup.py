@@ -1,0 +1,121 @@
+"""Small pieces of HTML. Whatever comes from a file passes :func:`esc`; the type ``Html`` says that it has."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import NewType
+
+from greentrain_reports.figure import action_colours
+from greentrain_reports.pictures import Picture
+from greentrain_reports.words import GAP
+
+__all__ = ["Html", "card", "chip", "definitions", "esc", "exact", "figure", "gap", "join", "section", "table"]
+
+Html = NewType("Html", str)
+
+
+def esc(text: object) -> Html:
+    """Text as HTML; markup in it becomes letters."""
+    return Html(html.escape(str(text), quote=True))
+
+
+def join(parts: Iterable[Html], separator: str = "\n") -> Html:
+    """Pieces one after the other."""
+    return Html(separator.join(part for part in parts if part))
+
+
+def gap(text: str = GAP) -> Html:
+    """What the run did not record."""
+    return Html(f'<span class="gap">{esc(text)}</span>')
+
+
+def exact(value: float | None, shown: str) -> Html:
+    """A rounded figure that carries its exact value; a gap where there is none."""
+    return gap() if value is None else Html(f'<data value="{esc(value)}">{esc(shown)}</data>')
+
+
+def chip(source: str | None) -> Html:
+    """``measured`` or ``modelled`` beside a figure."""
+    return gap() if source is None else Html(f'<span class="chip {esc(source)}">{esc(source)}</span>')
+
+
+def section(identity: str, title: str, *parts: Html) -> Html:
+    """A part of the page with its heading."""
+    return Html(
+        f'<section id="{esc(identity)}" aria-labelledby="{esc(identity)}-title">\n'
+        f'<h2 id="{esc(identity)}-title">{esc(title)}</h2>\n{join(parts)}\n</section>'
+    )
+
+
+def card(title: str, figure: Html, unit: str, text: Html, *, lead: bool = False) -> Html:
+    """One quoted figure with what must be known about it."""
+    kind = "card lead" if lead else "card"
+    look = "figure gap" if 'class="gap"' in figure else "figure"
+    shown_unit = f' <span class="unit">{esc(unit)}</span>' if unit else ""
+    return Html(
+        f'<div class="{kind}"><h2>{esc(title)}</h2><p class="{look}">{figure}{shown_unit}</p><p>{text}</p></div>'
+    )
+
+
+def definitions(pairs: Iterable[tuple[str, Html]]) -> Html:
+    """A list of names and what they mean."""
+    return Html("<dl>" + "".join(f"<dt>{esc(name)}</dt><dd>{text}</dd>" for name, text in pairs) + "</dl>")
+
+
+def table(
+    label: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[Html]],
+    *,
+    numeric: Sequence[int] = (),
+    foot: Sequence[Html] | None = None,
+) -> Html:
+    """A table that scrolls sideways by itself where the screen is narrow.
+
+    Args:
+        label: What the table shows, for those who hear the page.
+        head: Names of the columns.
+        rows: Cells; the first of each row names it. A row of one cell is a heading of the rows below.
+        numeric: Columns that are set flush right.
+        foot: The last row, a sum.
+    """
+
+    def cells(row: Sequence[Html]) -> str:
+        if len(row) == 1:
+            return f'<tr class="group"><th scope="rowgroup" colspan="{len(head)}">{row[0]}</th></tr>'
+        return f"<tr>{''.join(_cell(cell, column, numeric) for column, cell in enumerate(row))}</tr>"
+
+    headings = "".join(f'<th scope="col"{_look(column, numeric)}>{esc(name)}</th>' for column, name in enumerate(head))
+    body = "\n".join(cells(row) for row in rows)
+    feet = f"\n<tfoot>{cells(foot)}</tfoot>" if foot is not None else ""
+    return Html(
+        f'<div class="scroll" role="region" aria-label="{esc(label)}" tabindex="0"><table>\n'
+        f"<thead><tr>{headings}</tr></thead>\n<tbody>\n{body}\n</tbody>{feet}\n</table></div>"
+    )
+
+
+def figure(picture: Picture) -> Html:
+    """A picture in both sizes, its legend, its caption and its description."""
+    known = action_colours()
+    entries = "".join(
+        f'<li><i style="background:var(--a-{action if action in known else "other"})"></i>'
+        f"{esc('not attributed' if action == 'other' else action)}</li>"
+        for action in picture.actions
+    )
+    legend = f'<ul class="legend">{entries}</ul>' if entries else ""
+    return Html(
+        f'<figure>{legend}<div role="img" aria-label="{esc(picture.alternative)}">'
+        f'<div class="wide">{picture.wide_svg}</div><div class="narrow">{picture.narrow_svg}</div></div>'
+        f"<figcaption>{esc(picture.caption)}</figcaption></figure>"
+    )
+
+
+def _cell(cell: Html, column: int, numeric: Sequence[int]) -> str:
+    if column == 0:
+        return f'<th scope="row">{cell}</th>'
+    return f"<td{_look(column, numeric)}>{cell}</td>"
+
+
+def _look(column: int, numeric: Sequence[int]) -> str:
+    return ' class="n"' if column in numeric else ""

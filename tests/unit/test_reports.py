@@ -1,0 +1,464 @@
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from greentrain.carbon import Intensity, co2e_kg
+from greentrain.cluster import Cluster, Link
+from greentrain.device import Device, OperatingPoint
+from greentrain.errors import UsageError
+from greentrain.files import write_json
+from greentrain.ledger import LedgerRow, energy_uj, read_ledger, total_energy_j, write_ledger
+from greentrain.objective import Objective
+from greentrain.plan import PLAN_SCHEMA, Certificate, Estimate, Plan, Stage
+from greentrain.power import PowerModel, Source, physical_curve
+from greentrain.summary import SUMMARY_SCHEMA, Outcome, Summary
+from greentrain_reports.page import render_page
+from greentrain_reports.report import ReportFiles, write_report
+from greentrain_reports.run_folder import load_run
+from greentrain_reports.tables import build_report, measured_saving
+
+GRID = Intensity(kg_per_kwh=0.056, place="FRA", year=2023, source="a table")
+NASTY = "sensor <script>alert('x')</script> & \"quoted\""
+ROUND_S = (0.10, 0.12, 0.14)
+
+
+def _estimate(*, joules: float, step_s: float) -> Estimate:
+    return Estimate(
+        step_s=step_s,
+        samples_per_s=16 / step_s,
+        energy_j_per_sample=joules / 16,
+        energy_j={
+            "fast": {"compute": joules * 0.5, "send": joules * 0.1, "wait": joules * 0.1},
+            "slow": {"compute": joules * 0.2, "wait": joules * 0.1},
+        },
+        busy_s={"fast": 0.06, "slow": 0.05},
+        peak_bytes={"fast": 40_000_000, "slow": 20_000_000},
+    )
+
+
+def _plan(*, joules: float = 1.6, step_s: float = 0.1, shares: tuple[int, int] = (3, 1)) -> Plan:
+    return Plan(
+        model="digits",
+        structure_sha256="a" * 64,
+        cluster="desk",
+        planner="exact",
+        objective=Objective(max_slowdown=1.5),
+        batch=16,
+        micro_batch=4,
+        optimizer="adam",
+        stages=(
+            Stage(
+                start=0, stop=5, devices=("fast", "slow"), sharing="samples", shares=shares,
+                points=("stock", "15W"), in_flight=1, param_bytes=400_000, output_bytes=0, gradient_bytes=0,
+            ),
+        ),
+        estimate=_estimate(joules=joules, step_s=step_s),
+        certificate=Certificate(
+            lower_bound=0.1, gap_ratio=0.0, method="all plans priced", unit="J/sample", considered_n=42
+        ),
+        reasons={"fast": "the fewest joules per sample", "third": "its idle power costs more than it saves"},
+    )  # fmt: skip
+
+
+def _row(
+    device: str, rank: int, step: int, action: str, start_s: float, duration_s: float, **more: object
+) -> LedgerRow:
+    base = LedgerRow(
+        run="demo", device=device, rank=rank, step=step, action=action, t_start_s=start_s, duration_s=duration_s,
+        energy_j=None, error_j=None, bytes=0, source="measured", meter="ina3221",
+    )  # fmt: skip
+    return msgspec.structs.replace(base, **more)
+
+
+def ledger_rows(rounds_s: Sequence[float] = ROUND_S) -> list[LedgerRow]:
+    rows: list[LedgerRow] = []
+    start_s = 0.0
+    kinds: tuple[tuple[str, Source, str, float], ...] = (
+        ("fast", "measured", "ina3221", 11.1),
+        ("slow", "modelled", "modelled", 5.7),
+    )
+    for step, round_s in enumerate(rounds_s):
+        for rank, (device, source, meter, power_w) in enumerate(kinds):
+            joules = power_w * round_s + 1e-6 * (step % 3 + rank)
+            whole = {"source": source, "meter": meter}
+            rows += [
+                _row(device, rank, step, "step", start_s, round_s, energy_j=joules, error_j=0.05 * joules, **whole),
+                _row(device, rank, step, "compute", start_s, round_s * 0.6, **whole),
+                _row(device, rank, step, "send", start_s + round_s * 0.6, round_s * 0.1, bytes=2048, **whole),
+                _row(device, rank, step, "sum", start_s + round_s * 0.7, round_s * 0.1, bytes=4096, **whole),
+                _row(device, rank, step, "update", start_s + round_s * 0.8, round_s * 0.05, **whole),
+                _row(device, rank, step, "wait", start_s + round_s * 0.85, round_s * 0.15, **whole),
+            ]
+        start_s += round_s
+    return rows
+
+
+def predicted_rows() -> list[LedgerRow]:
+    more: dict[str, object] = {"source": "modelled", "meter": "simulator"}
+    return [
+        _row("fast", 0, 0, "compute", 0.0, 0.06, energy_j=0.8, **more),
+        _row("fast", 0, 0, "send", 0.06, 0.01, energy_j=0.16, bytes=2048, **more),
+        _row("fast", 0, 0, "wait", 0.07, 0.03, energy_j=0.16, **more),
+        _row("slow", 1, 0, "compute", 0.0, 0.05, energy_j=0.32, **more),
+        _row("slow", 1, 0, "wait", 0.05, 0.05, energy_j=0.16, **more),
+    ]
+
+
+def _summary(rows: Sequence[LedgerRow], *, rounds: int, notes: dict[str, str]) -> Summary:
+    total_j = total_energy_j(rows)
+    assert total_j is not None
+    samples = 16 * rounds
+    causes = {
+        "fast": {"compute": 2.0, "send": 0.3, "sum": 0.2, "update": 0.1, "wait": 0.4},
+        "slow": {"compute": 0.8, "sum": 0.2, "wait": 0.6},
+    }
+    measured = Outcome(
+        joules_per_sample=total_j / samples, error_j_per_sample=0.01, samples_per_s=131.0, step_s=0.12,
+        energy_j=causes, peak_bytes={"fast": 41_000_000}, source="mixed",
+    )  # fmt: skip
+    predicted = msgspec.structs.replace(measured, joules_per_sample=0.1, energy_j={}, peak_bytes={}, source="modelled")
+    return Summary(
+        run="demo", status="finished", model="digits", plan_sha256="b" * 64, parallelism="data",
+        devices=("fast", "slow"), meters=notes, samples=samples, rounds=rounds, epochs=3.0, duration_s=0.36,
+        energy_j=total_j, energy_j_by_device={}, joules_per_sample=total_j / samples, error_j_per_sample=0.01,
+        source="mixed", samples_per_s=131.0, loss=0.4, loss_by_epoch=(2.2, 0.9, 0.4), accuracy=0.961,
+        accuracy_baseline=0.101, test_samples=360, predicted=predicted, measured=measured,
+        dataset="digits (scikit-learn, public domain)", host="a Linux box", versions={"torch": "2.13.0"},
+        started_utc="2026-11-21T10:00:00Z",
+    )  # fmt: skip
+
+
+def _cluster() -> Cluster:
+    def device(name: str) -> Device:
+        curve = physical_curve(point="stock", idle_w=2, busy_w=10, cubic_share=0.3, fit="catalogue")
+        power = PowerModel(idle_w=2, curves=(curve,), source="modelled", provenance="a test")
+        points = (OperatingPoint(name="stock"),)
+        return Device(id=name, kind="box", memory_bytes=10**9, points=points, power=power)
+
+    link = Link(src="*", dst="*", bandwidth_bytes_per_s=1e7)
+    return Cluster(name="desk", devices=tuple(map(device, ("fast", "slow", "third"))), default_link=link)
+
+
+def make_run(folder: Path, *, rounds_s: Sequence[float] = ROUND_S, note: str = NASTY) -> Path:
+    rows = ledger_rows(rounds_s)
+    folder.mkdir(parents=True)
+    notes = {"fast": note, "slow": "catalogue watts, no sensor"}
+    write_ledger(folder / "ledger.csv", rows)
+    write_ledger(folder / "predicted.csv", predicted_rows())
+    write_json(folder / "plan.json", _plan(), schema=PLAN_SCHEMA)
+    write_json(folder / "time_optimal.plan.json", _plan(joules=2.0, step_s=0.08, shares=(2, 2)), schema=PLAN_SCHEMA)
+    write_json(folder / "summary.json", _summary(rows, rounds=len(rounds_s), notes=notes), schema=SUMMARY_SCHEMA)
+    write_json(folder / "cluster.json", _cluster(), schema="greentrain.cluster/1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    return write_report([make_run(tmp_path_factory.mktemp("runs") / "demo")], intensity=GRID)
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _sum_uj(path: Path, column: str = "energy_j") -> int:
+    return sum(energy_uj(float(row[column])) for row in _table(path) if row[column])
+
+
+def test_totals_agree_to_the_last_digit_everywhere(written: ReportFiles) -> None:
+    report = written.reports[0]
+    ledger_j = total_energy_j(read_ledger(written.html.parent / "ledger.csv"))
+    assert ledger_j is not None
+    total_j = report.headline.energy_j
+    assert total_j == ledger_j
+    assert report.remarks == ()
+    total_uj = energy_uj(ledger_j)
+    assert sum(energy_uj(device.energy_j or 0) for device in report.devices) == total_uj
+    assert _sum_uj(written.csv["energy_by_device.csv"]) == total_uj
+    assert _sum_uj(written.csv["rounds.csv"]) == total_uj
+    assert _sum_uj(written.csv["runs.csv"]) == total_uj
+    page = written.html.read_text()
+    assert f"<strong>{ledger_j} J</strong>" in page
+    assert f'<data value="{ledger_j}">' in page
+
+
+def test_causes_add_up_exactly_to_their_device(written: ReportFiles) -> None:
+    rows = _table(written.csv["energy_by_device.csv"])
+    parts = [name for name in rows[0] if name.endswith("_j") and name not in ("energy_j", "error_j")]
+    assert parts == ["compute_j", "send_j", "sum_j", "update_j", "wait_j"]
+    for row in rows:
+        assert sum(energy_uj(float(row[name])) for name in parts if row[name]) == energy_uj(float(row["energy_j"]))
+    assert rows[1]["send_j"] == ""  # a cause that the run did not state is empty, not 0
+
+
+def test_modelled_joules_say_so(written: ReportFiles) -> None:
+    sources = {row["device"]: row["source"] for row in _table(written.csv["energy_by_device.csv"])}
+    assert sources == {"fast": "measured", "slow": "modelled"}
+    assert {row["source"] for row in _table(written.csv["rounds.csv"]) if row["device"] == "slow"} == {"modelled"}
+    assert _table(written.csv["runs.csv"])[0]["source"] == "mixed"
+    predicted = [row for row in _table(written.csv["comparison.csv"]) if row["predicted"]]
+    assert predicted
+    assert {row["predicted_source"] for row in predicted} == {"modelled"}
+    page = written.html.read_text()
+    assert '<span class="chip mixed">mixed</span>' in page
+    assert '<span class="chip modelled">modelled</span>' in page
+    assert "some are modelled" in page
+
+
+def test_a_fully_modelled_run_is_called_an_estimate(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    rows = [msgspec.structs.replace(row, source="modelled") for row in ledger_rows()]
+    write_ledger(folder / "ledger.csv", rows)
+    report = build_report(load_run(folder), GRID)
+    assert report.headline.source == "modelled"
+    assert "estimates, not as measurements" in render_page([report])
+
+
+def test_predicted_stands_beside_measured(written: ReportFiles) -> None:
+    rows = {(row["quantity"], row["device"]): row for row in _table(written.csv["comparison.csv"])}
+    round_s = rows["round_s", "all"]
+    assert (round_s["predicted"], round_s["measured"], round_s["difference_percent"]) == ("0.1", "0.12", "20.0")
+    assert float(rows["compute_s_per_round", "fast"]["measured"]) == pytest.approx(0.072)
+    assert float(rows["energy_j_per_round", "slow"]["predicted"]) == pytest.approx(0.48)
+    assert rows["sent_bytes_per_round", "fast"]["difference_percent"] == "0.0"
+    assert rows["peak_memory_bytes", "slow"]["measured"] == ""
+
+
+def test_what_was_saved_against_the_fastest_plan(written: ReportFiles) -> None:
+    saving = written.reports[0].saving
+    assert saving is not None
+    assert saving.basis == "predicted"
+    assert not saving.same_plan
+    assert saving.energy_percent == pytest.approx(20)
+    assert saving.slower_percent == pytest.approx(25)
+    assert "both predicted by the cost model" in written.html.read_text()
+
+
+def test_carbon_travels_with_its_year_and_source(written: ReportFiles) -> None:
+    report = written.reports[0]
+    assert report.headline.energy_j is not None
+    assert report.headline.co2e_kg == co2e_kg(report.headline.energy_j, GRID)
+    page = written.html.read_text()
+    assert "0.056 kg/kWh · FRA, 2023 · a table" in page
+    row = _table(written.csv["runs.csv"])[0]
+    assert (row["intensity_year"], row["intensity_source"]) == ("2023", "a table")
+
+
+def test_reasons_name_devices_that_were_left_out(written: ReportFiles) -> None:
+    page = written.html.read_text()
+    assert "its idle power costs more than it saves" in page
+    assert "Proven best under the cost model" in page
+
+
+class _Fetches(HTMLParser):
+    """Collects everything that a browser would fetch, and scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "iframe", "object", "embed", "img", "image", "base"):
+            self.found.append(tag)
+        for name, value in attrs:
+            if name in ("src", "srcset", "data", "href", "xlink:href", "poster") and not (value or "").startswith("#"):
+                self.found.append(f"{name}={value}")
+            if name.startswith("on"):
+                self.found.append(name)
+
+
+def test_the_page_fetches_nothing_and_is_small(written: ReportFiles) -> None:
+    page = written.html.read_text()
+    seen = _Fetches()
+    seen.feed(page)
+    assert seen.found == []
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert written.html.stat().st_size < 1_500_000
+
+
+def test_ids_are_unique_and_references_resolve(written: ReportFiles) -> None:
+    page = written.html.read_text()
+    identities = re.findall(r' id="([^"]+)"', page)
+    assert len(identities) == len(set(identities))
+    used = set(re.findall(r'(?:url\(#|href="#|aria-labelledby=")([^")]+)', page))
+    assert used <= set(identities)
+
+
+def test_markup_in_files_becomes_letters(written: ReportFiles) -> None:
+    page = written.html.read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
+
+
+def test_every_picture_has_words(written: ReportFiles) -> None:
+    page = written.html.read_text()
+    labels = re.findall(r'role="img" aria-label="([^"]+)"', page)
+    assert len(labels) == 4
+    assert all(len(label) > 60 for label in labels)
+    assert "fast measured" in labels[0]
+    assert page.count('<svg viewBox="') == 8  # wide and narrow
+
+
+def test_odd_names_survive_the_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    rows = [
+        msgspec.structs.replace(row, device={"fast": "_<b>$x^$</b>", "slow": "机器"}[row.device])
+        for row in ledger_rows()
+    ]
+    write_ledger(folder / "ledger.csv", rows)
+    page = render_page([build_report(load_run(folder), GRID)])
+    assert "<b>" not in page
+    assert "机器" in page
+
+
+def test_missing_pieces_are_gaps_not_zeros(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    for name in ("summary.json", "predicted.csv", "time_optimal.plan.json", "cluster.json", "plan.json"):
+        (folder / name).unlink()
+    files = write_report([folder], intensity=GRID)
+    head = files.reports[0].headline
+    assert head.energy_j is not None
+    assert (head.joules_per_sample, head.accuracy, head.samples) == (None, None, None)
+    page = files.html.read_text()
+    assert page.count("not recorded") > 5
+    assert "The plan of this run is not recorded." in page
+    row = _table(files.csv["runs.csv"])[0]
+    assert (row["energy_j_per_sample"], row["accuracy_ratio"]) == ("", "")
+    assert any("summary.json" in remark for remark in files.reports[0].remarks)
+
+
+def test_a_run_without_its_ledger_uses_the_summary(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    (folder / "ledger.csv").unlink()
+    report = build_report(load_run(folder), GRID)
+    assert report.run.summary is not None
+    assert report.headline.energy_j == report.run.summary.energy_j
+    assert report.rounds == ()
+    assert "single rounds are not recorded" in " ".join(report.remarks)
+    assert "Single rounds have no recorded joules" in render_page([report])
+
+
+def test_lost_joules_make_the_total_incomplete(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    rows = [
+        msgspec.structs.replace(row, energy_j=None, error_j=None) if row.device == "slow" and row.step == 1 else row
+        for row in ledger_rows()
+    ]
+    write_ledger(folder / "ledger.csv", rows)
+    files = write_report([folder], intensity=GRID)
+    assert not files.reports[0].headline.complete
+    remarks = " ".join(files.reports[0].remarks)
+    assert "1 of 3 rounds of slow have no joules" in remarks
+    assert "the report shows the ledger" in remarks  # the summary still states the larger total
+    assert "incomplete, see the remarks" in files.html.read_text()
+    assert _table(files.csv["runs.csv"])[0]["energy_complete"] == "false"
+
+
+def test_a_ledger_cut_in_its_last_line_still_reports(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    (folder / "summary.json").unlink()
+    ledger = folder / "ledger.csv"
+    text = ledger.read_text().rstrip("\n")
+    ledger.write_text(text[: text.rindex("\n") + 12])
+    files = write_report([folder], intensity=GRID)
+    assert any("cut short" in remark for remark in files.reports[0].remarks)
+    assert files.reports[0].headline.samples == 48
+    assert "cut short" in files.html.read_text()
+
+
+def test_a_corrupt_ledger_names_file_and_line(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo")
+    ledger = folder / "ledger.csv"
+    lines = ledger.read_text().splitlines(keepends=True)
+    lines[4] = lines[4].replace(",0,0,", ",0,zero,", 1)
+    ledger.write_text("".join(lines))
+    with pytest.raises(UsageError, match=r"ledger\.csv: line 5"):
+        load_run(folder)
+
+
+def test_step_rows_and_their_parts_are_not_counted_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    rows = [
+        _row("fast", 0, 0, "step", 0.0, 1.0, energy_j=3.0),
+        _row("fast", 0, 0, "compute", 0.0, 0.5, energy_j=2.0),
+        _row("fast", 0, 0, "wait", 0.5, 0.5, energy_j=1.0),
+        _row("third", -1, 0, "idle", 0.0, 1.0, energy_j=0.5),
+    ]
+    write_ledger(folder / "ledger.csv", rows)
+    report = build_report(load_run(folder), GRID)
+    assert report.headline.energy_j == 3.5
+    assert {device.device: device.energy_j for device in report.devices} == {"fast": 3.0, "third": 0.5}
+    assert report.devices[1].cause_j == {"idle": 0.5}
+    assert report.headline.round_s == 1.0
+
+
+def test_two_ranks_on_one_device_are_one_device(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    rows = [_row("box", rank, 0, "step", 0.0, 1.0, energy_j=1.25) for rank in (0, 1)]
+    write_ledger(folder / "ledger.csv", rows)
+    report = build_report(load_run(folder), GRID)
+    assert [(device.device, device.ranks, device.energy_j) for device in report.devices] == [("box", (0, 1), 2.5)]
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "one"), make_run(tmp_path / "two", rounds_s=(0.2, 0.24, 0.28))
+    files = write_report([first], intensity=GRID, against=second, output=tmp_path / "out")
+    assert files.html == tmp_path / "out" / "report.html"
+    assert len(_table(files.csv["runs.csv"])) == 2
+    page = files.html.read_text()
+    assert "Runs side by side" in page
+    assert "as both runs recorded" in page
+    saving = measured_saving(files.reports[0], files.reports[1])
+    assert saving is not None
+    assert saving.energy_percent == pytest.approx(50, abs=0.1)
+
+
+def test_columns_carry_units_and_are_explained(written: ReportFiles) -> None:
+    explained = {(row["file"], row["column"]) for row in _table(written.csv["data_dictionary.csv"])}
+    for name, path in written.csv.items():
+        if name != "data_dictionary.csv":
+            columns = path.read_text().splitlines()[0].split(",")
+            assert {(name, column) for column in columns} <= explained
+    assert {"duration_s", "mean_power_w", "sent_bytes", "wait_s"} <= set(_table(written.csv["rounds.csv"])[0])
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such run folder"):
+        load_run(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"neither ledger\.csv nor summary\.json"):
+        load_run(tmp_path)
+
+
+def test_a_long_run_stays_small(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", rounds_s=[0.1 + 0.001 * (step % 7) for step in range(3000)])
+    report = build_report(load_run(folder), GRID)
+    assert len(render_page([report]).encode()) < 1_500_000
+
+
+def test_a_browser_shows_the_headline(written: ReportFiles, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    shown = subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path}", "--dump-dom", written.html.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert "Energy per sample" in shown.stdout, shown.stderr[-500:]
+    assert "<h1>demo</h1>" in shown.stdout
