@@ -1,0 +1,169 @@
+"""From the ranks' rows to the run's files: one ledger, one summary, the trained model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from greentrain.cost import stage_traffic
+from greentrain.ledger import (
+    LedgerRow,
+    energy_uj,
+    read_ledger,
+    split_energy_j,
+    total_energy_j,
+    totals_j,
+    write_ledger,
+)
+from greentrain.objective import Problem
+from greentrain.plan import Estimate, Plan
+from greentrain.runtime.worker import RankResult, rank_ledger_path
+from greentrain.summary import Outcome
+
+__all__ = [
+    "board_split",
+    "measured_outcome",
+    "merge_rank_ledgers",
+    "predicted_outcome",
+    "round_losses",
+]
+
+
+def board_split(results: Sequence[RankResult]) -> list[LedgerRow]:
+    """All ranks' rows, with the joules of a shared board split among its ranks.
+
+    One meter sees the whole board, so only its first rank has joules. Each round's joules are split by
+    the processor time that each rank used in it, in whole microjoules: the sum is the meter's, exactly.
+    """
+    members: defaultdict[str, list[int]] = defaultdict(list)
+    for rank, result in enumerate(results):
+        members[result.board if result.scope == "board" else f"rank {rank}"].append(rank)
+    rows: list[LedgerRow] = []
+    for ranks in members.values():
+        if len(ranks) == 1:
+            rows += results[ranks[0]].rows
+        else:
+            rows += _split(ranks, results)
+    return sorted(rows, key=lambda row: (row.step, row.rank, row.t_start_s))
+
+
+def _split(ranks: Sequence[int], results: Sequence[RankResult]) -> list[LedgerRow]:
+    leader = results[ranks[0]]
+    joules = {row.step: row for row in leader.rows if row.action == "step"}
+    rows: list[LedgerRow] = []
+    for position, rank in enumerate(ranks):
+        for row in results[rank].rows:
+            whole = joules.get(row.step)
+            if row.action != "step" or whole is None or whole.energy_j is None:
+                rows.append(row)
+                continue
+            weights = [results[other].cpu_s_S[row.step] for other in ranks]
+            rows.append(
+                msgspec.structs.replace(
+                    row,
+                    energy_j=split_energy_j(whole.energy_j, weights)[position],
+                    error_j=None if whole.error_j is None else split_energy_j(whole.error_j, weights)[position],
+                    source=whole.source,
+                    meter=f"{whole.meter} (split by CPU time)",
+                )
+            )
+    return rows
+
+
+def merge_rank_ledgers(run_dir: Path, ranks_n: int) -> list[LedgerRow]:
+    """Join what the ranks wrote before a run was cut short into ``ledger.csv``; a torn last line is dropped."""
+    rows: list[LedgerRow] = []
+    for rank in range(ranks_n):
+        path = rank_ledger_path(run_dir, rank)
+        if path.exists():
+            rows += read_ledger(path, allow_cut=True)
+    rows.sort(key=lambda row: (row.step, row.rank, row.t_start_s))
+    write_ledger(run_dir / "ledger.csv", rows)
+    return rows
+
+
+def round_losses(results: Sequence[RankResult]) -> list[float]:
+    """Exact mean loss of every round: the ranks hold parts that add up."""
+    rounds = min(len(result.loss_S) for result in results)
+    return [sum(result.loss_S[number] for result in results) for number in range(rounds)]
+
+
+def measured_outcome(
+    rows: Sequence[LedgerRow],
+    plan: Plan,
+    problem: Problem,
+    *,
+    duration_s: float | None,
+    peak_bytes: Mapping[str, int],
+) -> Outcome:
+    """What a run cost, from its ledger.
+
+    Device totals are the meter's. The causes inside a device are attributed: its joules are split in
+    proportion to what the power curve gives for computing and waiting and the links give for messages.
+
+    Args:
+        rows: The ledger.
+        plan: What ran.
+        problem: Power curves and links.
+        duration_s: Seconds of training; None for a run that was cut short: then from the rows.
+        peak_bytes: Measured memory by device; empty when not known.
+    """
+    steps = [row for row in rows if row.action == "step"]
+    by_device = totals_j(steps, lambda row: row.device)
+    complete = len(steps) // len(plan.devices) if steps else 0
+    samples = complete * plan.batch
+    seconds = duration_s or max((row.t_start_s + row.duration_s for row in steps), default=0.0)
+    energy_j = total_energy_j(steps) if set(by_device) == set(plan.devices) else None
+    errors_uj = [energy_uj(row.error_j) for row in steps if row.error_j is not None]
+    lengths = sorted(_round_lengths(steps))
+    sources = {row.source for row in steps if row.energy_j is not None}
+    return Outcome(
+        joules_per_sample=energy_j / samples if energy_j is not None and samples else None,
+        error_j_per_sample=sum(errors_uj) / 1e6 / samples if errors_uj and samples else None,
+        samples_per_s=samples / seconds if seconds > 0 and samples else None,
+        step_s=lengths[len(lengths) // 2] if lengths else None,
+        energy_j={name: _causes(name, joules, rows, plan, problem) for name, joules in by_device.items()},
+        peak_bytes=dict(peak_bytes),
+        source=next(iter(sources)) if len(sources) == 1 else "mixed" if sources else "modelled",
+    )
+
+
+def predicted_outcome(price: Estimate) -> Outcome:
+    """The plan's price in the form of an outcome."""
+    return Outcome(
+        joules_per_sample=price.energy_j_per_sample,
+        error_j_per_sample=None,
+        samples_per_s=price.samples_per_s,
+        step_s=price.step_s,
+        energy_j=price.energy_j,
+        peak_bytes=price.peak_bytes,
+        source=price.source,
+    )
+
+
+def _round_lengths(steps: Sequence[LedgerRow]) -> list[float]:
+    """Seconds of each round on rank 0 (or the first rank that has any)."""
+    first = min((row.rank for row in steps), default=0)
+    return [row.duration_s for row in steps if row.rank == first]
+
+
+def _causes(name: str, energy_j: float, rows: Sequence[LedgerRow], plan: Plan, problem: Problem) -> dict[str, float]:
+    index = next(number for number, stage in enumerate(plan.stages) if name in stage.devices)
+    stage = plan.stages[index]
+    position = stage.devices.index(name)
+    curve = problem.cluster.device(name).curve(stage.points[position])
+    own = [row for row in rows if row.device == name]
+    total_s = sum(row.duration_s for row in own if row.action == "step")
+    rounds = sum(row.action == "step" for row in own)
+    busy_s = sum(row.duration_s for row in own if row.action in ("forward", "backward", "update"))
+    traffic = stage_traffic(plan, index, problem.cluster)[position]
+    weights = (
+        curve.busy_w * busy_s,
+        curve.idle_w * max(total_s - busy_s, 0.0),
+        traffic.sent_j * rounds,
+        traffic.received_j * rounds,
+    )
+    return dict(zip(("compute", "wait", "send", "receive"), split_energy_j(energy_j, weights), strict=True))

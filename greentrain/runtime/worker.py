@@ -1,0 +1,353 @@
+"""One device's part of a run: join, train round by round, meter, log, and hand the result to rank 0."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from greentrain.actions import lower
+from greentrain.errors import RunError, UsageError
+from greentrain.ledger import LedgerRow, LedgerWriter
+from greentrain.plan import Plan, row_ranges
+from greentrain.power import Source
+from greentrain.reading import EnergyRecorder
+from greentrain.runtime.executor import Executor, TimedAction
+from greentrain.runtime.group import Hello, RunGroup, join
+from greentrain.training_data import TrainingData
+from greentrain.workloads.workload import Tensors, Workload, block_outputs
+
+__all__ = ["Job", "Progress", "RankResult", "Trained", "TrainedModel", "rank_ledger_path", "train"]
+
+# Names of the ledger's action column for the executor's action kinds.
+_ROW_ACTION = {"F": "forward", "B": "backward", "U": "update", "AR": "sum", "SF": "send", "SB": "send",
+               "RF": "wait", "RB": "wait"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker is asked to do.
+
+    Attributes:
+        run: Name of the run.
+        plan: The plan.
+        plan_sha256: Hash of the plan; all ranks must agree.
+        structure_sha256: Hash of the model; all ranks must agree.
+        device: This device.
+        board: Ranks on one board share its meter.
+        workload: The model.
+        data: The samples.
+        epochs: Passes over the training samples.
+        seed: Weights and order of the samples.
+        run_dir: Where this rank's ledger goes.
+        host: Address of rank 0.
+        port: Port of rank 0's store.
+        join_timeout_s: Longest wait for all ranks to appear.
+        message_timeout_s: Longest wait for a message.
+    """
+
+    run: str
+    plan: Plan
+    plan_sha256: str
+    structure_sha256: str
+    device: str
+    board: str
+    workload: Workload
+    data: TrainingData
+    epochs: int
+    seed: int
+    run_dir: Path
+    host: str
+    port: int
+    join_timeout_s: float
+    message_timeout_s: float
+
+
+class RankResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank hands to rank 0 after the last round.
+
+    Attributes:
+        rows: Its ledger.
+        loss_S: Its part of each round's loss.
+        cpu_s_S: Processor seconds of its process in each round.
+        peak_bytes: Growth of its memory over training.
+        meter: Name and note of its meter.
+        source: Of its joules.
+        board: Its board.
+        scope: Of its meter.
+    """
+
+    rows: list[LedgerRow]
+    loss_S: list[float]
+    cpu_s_S: list[float]
+    peak_bytes: int
+    meter: str
+    source: Source
+    board: str
+    scope: str
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A line for the person who watches."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """The whole model, gathered on rank 0: parameter name (``<block>.<name>``) to tensor."""
+
+    parameters: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What rank 0 holds when training has ended.
+
+    Attributes:
+        results: One per rank.
+        model: The whole trained model.
+        duration_s: Seconds from the start barrier to the end of the last round.
+        rounds_per_epoch: Rounds of one epoch.
+    """
+
+    results: tuple[RankResult, ...]
+    model: TrainedModel
+    duration_s: float
+    rounds_per_epoch: int
+
+
+def rank_ledger_path(run_dir: Path, rank: int) -> Path:
+    """Where a rank appends its rows while it trains."""
+    return run_dir / f"rank-{rank}.ledger.csv"
+
+
+def train(job: Job, recorder: EnergyRecorder | None, report: Callable[[Progress], None]) -> Trained | None:
+    """Train this device's part of the plan. Call on every device of the plan.
+
+    Args:
+        job: What to do.
+        recorder: The opened meter; it never raises. None when this device has none.
+        report: Called after each round on the first rank of the last stage.
+
+    Returns:
+        The results of all ranks on rank 0, None elsewhere.
+
+    Raises:
+        UsageError: The ranks disagree on plan, model or data, or the data set is smaller than a batch.
+        RunError: A peer is gone or silent, or the ledger cannot be written.
+    """
+    rounds_per_epoch = len(job.data.train_targets) // job.plan.batch
+    if rounds_per_epoch == 0:
+        raise UsageError(
+            f"data set {job.data.name!r} has {len(job.data.train_targets)} training samples, "
+            f"fewer than the batch of {job.plan.batch}.",
+            hint="Schedule with a smaller --batch.",
+        )
+    base_bytes = _resident_peak_bytes()
+    executor = _make_executor(job)
+    group = _join(job)
+    try:
+        executor.group = group
+        counted = recorder if recorder is None or recorder.scope == "process" or group.leads_board else None
+        trainer = _Trainer(job, executor, group, counted, report, rounds_per_epoch)
+        duration_s = trainer.run()
+        meter = "none" if recorder is None else f"{recorder.name}{f': {recorder.note}' if recorder.note else ''}"
+        result = RankResult(
+            rows=trainer.rows,
+            loss_S=trainer.losses,
+            cpu_s_S=trainer.cpu_s,
+            peak_bytes=max(_resident_peak_bytes() - base_bytes, 0),
+            meter=meter,
+            source=recorder.source if recorder else "modelled",
+            board=job.board,
+            scope=recorder.scope if recorder else "process",
+        )
+        gathered = group.gather_bytes(msgspec.json.encode(result))
+        parameters = _gather_parameters(job.plan, executor, group)
+        if group.rank != 0:
+            return None
+        results = tuple(msgspec.json.decode(data, type=RankResult) for data in gathered)
+        return Trained(results=results, model=parameters, duration_s=duration_s, rounds_per_epoch=rounds_per_epoch)
+    except RuntimeError as error:
+        raise RunError(
+            f"{job.device}: lost its peers ({str(error).splitlines()[0][:160]}).",
+            hint="What was written under the run's folder is kept; start the run again.",
+        ) from error
+    finally:
+        group.close()
+
+
+def _join(job: Job) -> RunGroup:
+    targets = job.data.train_targets
+    hello = Hello(
+        device=job.device,
+        plan_sha256=job.plan_sha256,
+        structure_sha256=job.structure_sha256,
+        data=f"{job.data.name}, {len(targets)} samples, inputs {[list(a.shape[1:]) for a in job.data.train_inputs]}",
+        torch=torch.__version__,
+        board=job.board,
+    )
+    return join(
+        job.plan,
+        hello,
+        host=job.host,
+        port=job.port,
+        join_timeout_s=job.join_timeout_s,
+        message_timeout_s=job.message_timeout_s,
+    )
+
+
+def _make_executor(job: Job) -> Executor:
+    plan = job.plan
+    index = next(number for number, stage in enumerate(plan.stages) if job.device in stage.devices)
+    stage = plan.stages[index]
+    blocks = job.workload.build(job.seed)
+    example, _ = job.workload.example(1)
+    outputs_L = block_outputs(blocks, example)
+    incoming = outputs_L[stage.start - 1] if index > 0 else ()
+    own = blocks[stage.start : stage.stop]
+    return Executor(
+        plan=plan,
+        device=job.device,
+        actions=lower(plan)[job.device],
+        blocks=own,
+        workload=job.workload,
+        incoming=incoming,
+        outgoing=outputs_L[stage.stop - 1],
+        group=None,
+    )
+
+
+class _RoundRows:
+    """This device's rows of one round's samples."""
+
+    def __init__(self, job: Job, order: np.ndarray) -> None:
+        stage = next(stage for stage in job.plan.stages if job.device in stage.devices)
+        self._first, self._last = row_ranges(stage.shares)[stage.devices.index(job.device)]
+        self._size = job.plan.micro_batch
+        self._data = job.data
+        self._order = order
+
+    def _chosen(self, micro_batch: int) -> np.ndarray:
+        start = micro_batch * self._size
+        return self._order[start + self._first : start + self._last]
+
+    def inputs(self, micro_batch: int) -> Tensors:
+        chosen = self._chosen(micro_batch)
+        return tuple(torch.from_numpy(array[chosen]) for array in self._data.train_inputs)
+
+    def targets(self, micro_batch: int) -> Tensor:
+        return torch.from_numpy(self._data.train_targets[self._chosen(micro_batch)])
+
+
+@dataclass
+class _Trainer:
+    job: Job
+    executor: Executor
+    group: RunGroup
+    recorder: EnergyRecorder | None
+    report: Callable[[Progress], None]
+    rounds_per_epoch: int
+    rows: list[LedgerRow] = field(default_factory=list[LedgerRow])
+    losses: list[float] = field(default_factory=list[float])
+    cpu_s: list[float] = field(default_factory=list[float])
+
+    def run(self) -> float:
+        """Train all epochs; returns the seconds from the start barrier to the end of the last round."""
+        job = self.job
+        writer = LedgerWriter(rank_ledger_path(job.run_dir, self.group.rank))
+        try:
+            self.group.barrier()
+            begin_s = end_s = time.monotonic()
+            cpu_s = time.process_time()
+            for epoch in range(job.epochs):
+                order = np.random.default_rng((job.seed, epoch)).permutation(len(job.data.train_targets))
+                for number in range(self.rounds_per_epoch):
+                    chosen = order[number * job.plan.batch : (number + 1) * job.plan.batch]
+                    loss, timed = self.executor.run_round(_RoundRows(job, chosen))
+                    start_s, end_s = end_s, time.monotonic()
+                    cpu_before_s, cpu_s = cpu_s, time.process_time()
+                    step = epoch * self.rounds_per_epoch + number
+                    added = self._rows_of(step, timed, begin_s=begin_s, start_s=start_s, end_s=end_s)
+                    writer.append(added)
+                    self.rows += added
+                    self.losses.append(loss)
+                    self.cpu_s.append(cpu_s - cpu_before_s)
+                    self._report(step, epoch, loss, end_s - begin_s)
+            return end_s - begin_s
+        finally:
+            writer.close()
+
+    def _rows_of(
+        self, step: int, timed: list[TimedAction], *, begin_s: float, start_s: float, end_s: float
+    ) -> list[LedgerRow]:
+        """The round's energy row, then its actions. Rounds join without a gap, so nothing is left out."""
+        energy_j = error_j = None
+        meter = "none"
+        source: Source = "modelled"
+        if self.recorder is not None:
+            span = self.recorder.span(start_s, end_s)
+            energy_j, error_j, meter, source = span.energy_j, span.error_j, span.meter, span.source
+
+        def row(
+            action: str, t_s: float, duration_s: float, size: int, joules: float | None, error: float | None
+        ) -> LedgerRow:
+            return LedgerRow(
+                run=self.job.run, device=self.job.device, rank=self.group.rank, step=step, action=action,
+                t_start_s=t_s - begin_s, duration_s=duration_s, energy_j=joules, error_j=error, bytes=size,
+                source=source, meter=meter,
+            )  # fmt: skip
+
+        found = [row("step", start_s, end_s - start_s, 0, energy_j, error_j)]
+        for entry in timed:
+            action = entry.action
+            found.append(row(_ROW_ACTION[action.kind], entry.start_s, entry.duration_s, action.bytes, None, None))
+        return found
+
+    def _report(self, step: int, epoch: int, loss: float, elapsed_s: float) -> None:
+        stage = self.job.plan.stages[-1]
+        if stage.devices[0] != self.job.device:
+            return
+        # Its rows are a sample of the round's; the exact loss is added up after the run.
+        weight = stage.shares[0] / self.job.plan.micro_batch
+        steps = self.rounds_per_epoch * self.job.epochs
+        self.report(Progress(step=step + 1, steps=steps, epoch=epoch + 1, loss=loss / weight, elapsed_s=elapsed_s))
+
+
+def _gather_parameters(plan: Plan, executor: Executor, group: RunGroup) -> TrainedModel:
+    """Bring one copy of every stage's parameters to rank 0, as bytes in safetensors form (no pickle)."""
+    from safetensors.torch import load, save
+
+    index = next(number for number, stage in enumerate(plan.stages) if executor.device in stage.devices)
+    stage = plan.stages[index]
+    own = {
+        f"{stage.start + number}.{name}": parameter.detach().contiguous()
+        for number, block in enumerate(executor.blocks)
+        for name, parameter in block.named_parameters()
+        if parameter.requires_grad
+    }
+    first_of_stage = stage.devices[0] == executor.device
+    gathered = group.gather_bytes(save(own) if first_of_stage else b"")
+    parameters: dict[str, Tensor] = {}
+    for data in gathered:
+        if data:
+            parameters.update(load(data))
+    return TrainedModel(parameters=parameters)
+
+
+def _resident_peak_bytes() -> int:
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
