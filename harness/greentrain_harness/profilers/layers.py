@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from greentrain.errors import UsageError
 from greentrain.profile import LayerProfile, LayerTimes, ModelProfile
 from greentrain.reading import Clock
 from greentrain.workloads.workload import Tensors, TensorSpec, Workload, block_names, block_outputs, run_blocks
+from greentrain_harness.environment import host_description, package_versions
 
 __all__ = ["DEFAULT_BATCHES", "profile_model", "time_layers"]
 
@@ -185,8 +185,8 @@ def time_layers(
             meter="none",
             source="measured",
             command=provenance_command,
-            host=f"{platform.node()}, {platform.platform()}",
-            versions={"torch": torch.__version__},
+            host=host_description(),
+            versions=package_versions(),
             trials_n=_TRIALS_N,
             spread_ratio=max(bench.passes[size].spread_ratio() for size in kept),
             note=note,
