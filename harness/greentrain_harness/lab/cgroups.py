@@ -23,9 +23,9 @@ from greentrain.files import writing
 
 __all__ = [
     "CgroupMounts",
+    "CpuCounter",
     "NodeCgroup",
     "check_quota",
-    "cpu_time_s",
     "create",
     "find_mounts",
     "join",
@@ -176,20 +176,38 @@ def _hand_down_cpu(mount: Path) -> None:
         ) from error
 
 
-def cpu_time_s(node: NodeCgroup) -> float:
-    """CPU time that the node's processes used since the group was made, seconds.
+class CpuCounter:
+    """The CPU time that a node's processes used since its control group was made.
+
+    The file stays open: it is read fifty times a second.
+
+    Args:
+        node: The control group.
 
     Raises:
         OSError: The control group is gone.
     """
-    folder = Path(node.cpuacct)
-    if node.version == 1:
-        return int((folder / "cpuacct.usage").read_bytes()) / 1e9
-    for line in (folder / "cpu.stat").read_text().splitlines():
-        key, value = line.split()
-        if key == "usage_usec":
-            return int(value) / 1e6
-    raise OSError(f"{folder}/cpu.stat has no usage_usec")
+
+    def __init__(self, node: NodeCgroup) -> None:
+        self._version = node.version
+        name = "cpuacct.usage" if node.version == 1 else "cpu.stat"
+        self._fd = os.open(Path(node.cpuacct) / name, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read_s(self) -> float:
+        """CPU time so far, seconds.
+
+        Raises:
+            OSError: The control group is gone.
+        """
+        content = os.pread(self._fd, 4096, 0)
+        if self._version == 1:
+            return int(content) / 1e9
+        fields = dict(line.split() for line in content.splitlines())
+        return int(fields[b"usage_usec"]) / 1e6
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
 
 
 def join(node: NodeCgroup, pid: int) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greentrain.errors import GreentrainError, RunError, UnavailableError
-from greentrain_harness.lab.cgroups import cpu_time_s
+from greentrain.reading import Clock
+from greentrain_harness.lab.cgroups import CpuCounter
 from greentrain_harness.lab.sensors import NodeSensor, SensorPlan, ShareTracker, read_sensor_plan, write_tree
 from greentrain_harness.lab.state import DRIVER_MODULE
 from greentrain_harness.meters.trees import JetsonTree
@@ -24,15 +25,18 @@ from greentrain_harness.meters.trees import JetsonTree
 __all__ = ["NodeDriver", "main", "next_tick_s", "open_node", "start", "update"]
 
 _START_TIMEOUT_S = 30.0
+_STEP_W = 0.0005
 
 
 @dataclass
 class NodeDriver:
-    """One node's sensor while the driver runs."""
+    """One node's sensor while the driver runs; ``shown_w`` is what the tree shows, watts."""
 
     sensor: NodeSensor
+    counter: CpuCounter
     tree: JetsonTree
     tracker: ShareTracker
+    shown_w: float
 
 
 def start(folder: Path) -> int:
@@ -62,20 +66,36 @@ def start(folder: Path) -> int:
     return int(result.stdout)
 
 
-def open_node(sensor: NodeSensor, *, now_s: float, cpu_s: float) -> NodeDriver:
-    """Write a node's tree and start to track its CPU time."""
+def open_node(sensor: NodeSensor, *, clock: Clock = time.monotonic) -> NodeDriver:
+    """Write a node's tree, showing idle power, and start to track its CPU time.
+
+    Raises:
+        OSError: The control group is gone, or the tree cannot be written.
+    """
+    counter = CpuCounter(sensor.cgroup)
     return NodeDriver(
         sensor=sensor,
+        counter=counter,
         tree=write_tree(sensor),
-        tracker=ShareTracker(quota_percent=sensor.quota_percent, t_s=now_s, cpu_s=cpu_s),
+        tracker=ShareTracker(quota_percent=sensor.quota_percent, t_s=clock(), cpu_s=counter.read_s()),
+        shown_w=sensor.curve.idle_w,
     )
 
 
-def update(driver: NodeDriver, *, t_s: float, cpu_s: float) -> None:
-    """Let the node's sensor show the power of the interval that ends now."""
-    share = driver.tracker.share(t_s, cpu_s)
-    if share is not None:
-        driver.tree.set_total_w(driver.sensor.curve.power_w(share))
+def update(driver: NodeDriver, *, clock: Clock = time.monotonic) -> None:
+    """Let the node's sensor show the power of the interval that ends now.
+
+    Raises:
+        OSError: The control group or the tree is gone.
+    """
+    share = driver.tracker.share(clock(), driver.counter.read_s())
+    if share is None:
+        return
+    power_w = driver.sensor.curve.power_w(share)
+    # Idle nodes would otherwise cost as much to show as busy ones. The sensors' own step is 1 mW or more.
+    if abs(power_w - driver.shown_w) >= _STEP_W:
+        driver.tree.set_total_w(power_w)
+        driver.shown_w = power_w
 
 
 def next_tick_s(t_s: float, *, first_s: float, interval_s: float) -> float:
@@ -91,8 +111,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0])
     try:
         plan = read_sensor_plan(folder / "sensors.json")
-        now_s = time.monotonic()
-        drivers = [open_node(sensor, now_s=now_s, cpu_s=cpu_time_s(sensor.cgroup)) for sensor in plan.nodes]
+        drivers = [open_node(sensor) for sensor in plan.nodes]
         child = os.fork()
     except GreentrainError as error:
         sys.stderr.write(f"{error}\n")
@@ -132,10 +151,10 @@ def _drive(plan: SensorPlan, drivers: list[NodeDriver], *, ended: Callable[[], b
         time.sleep(max(next_tick_s(t_s, first_s=first_s, interval_s=plan.interval_s) - t_s, 0.0))
         try:
             for driver in drivers:
-                cpu_s = cpu_time_s(driver.sensor.cgroup)
-                update(driver, t_s=time.monotonic(), cpu_s=cpu_s)
-        except FileNotFoundError:
-            # The lab is being taken down.
+                update(driver)
+        except OSError as error:
+            # The lab is being taken down, or the driver can no longer tell the truth.
+            sys.stderr.write(f"the sensor driver ends: {error}\n")
             return
 
 

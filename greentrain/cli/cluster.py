@@ -1,0 +1,325 @@
+"""``greentrain cluster``: cluster.toml from measured profiles, lab nodes and catalogue devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from greentrain.cli._cluster import load_cluster
+from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say
+from greentrain.cluster import Cluster
+from greentrain.cluster_file import ClusterFile, DeviceEntry, LinkEntry
+from greentrain.errors import UsageError
+from greentrain.files import write_text
+from greentrain.profile_files import device_profiles, read_device_profile
+from greentrain.units import format_quantity, parse_quantity
+
+if TYPE_CHECKING:
+    from greentrain_harness.lab import Lab
+
+__all__ = ["command"]
+
+_DEFAULT_BANDWIDTH = "100Mbit"
+_HEADER = """\
+# The devices that may train together. Written by: greentrain cluster init
+#
+# profile = made by greentrain measure on the device    kind = figures of the catalogue (modelled)
+# launch  = how greentrain train starts the device: "local", "lab:NAME/NODE" or "manual";
+#           without it the device is planned with, but never run
+# More fields of a device: address, board, meter, threads, cpus, memory. One link of its own:
+# [[links]] with src, dst, bandwidth, latency.
+"""
+_LOCAL = re.compile(r"(?P<id>[^:=,\s]+):(?P<settings>.+)")
+_SETTING = re.compile(r"(cpus|threads)=([0-9,-]+?)(?:,(?=[a-z])|$)")
+
+
+class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One device of ``cluster show --json``."""
+
+    id: str
+    kind: str
+    source: str
+    idle_w: float
+    busy_w: float
+    memory_bytes: int
+    points: tuple[str, ...]
+    launch: str | None
+
+
+class LinkRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One link of ``cluster show --json``; ``*`` stands for any device."""
+
+    src: str
+    dst: str
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    medium: str | None
+
+
+class ClusterSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """``cluster show --json``."""
+
+    name: str
+    path: str
+    devices: tuple[DeviceRow, ...]
+    links: tuple[LinkRow, ...]
+
+
+@click.group(name="cluster")
+def command() -> None:
+    """Write or print cluster.toml: the devices that may train together, and their links."""
+
+
+@command.command(name="init")
+@click.option("--lab", "lab_name", help="Devices named after nodes of this lab run there.")
+@click.option(
+    "--profiles", type=click.Path(path_type=Path, file_okay=False), default=PROFILES_DIR, show_default=True,
+    help="Folder of device profiles.",
+)  # fmt: skip
+@click.option("--add", "added", multiple=True, metavar="KIND[=COUNT]", help="Catalogue devices to plan with.")
+@click.option(
+    "--local",
+    "settings",
+    multiple=True,
+    metavar="ID:cpus=0,threads=1",
+    help="Processors and threads of a local device.",
+)
+@click.option("--bandwidth", help=f"Between any two devices; default {_DEFAULT_BANDWIDTH}, or the lab's.")
+@click.option("--latency", default="0.3ms", show_default=True, help="Time of an empty message.")
+@click.option("--name", help="Name of the cluster; default: the lab's, or 'cluster'.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=CLUSTER_FILE, show_default=True,
+    help="File to write.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+@json_option
+def _init(
+    lab_name: str | None,
+    profiles: Path,
+    added: tuple[str, ...],
+    settings: tuple[str, ...],
+    bandwidth: str | None,
+    latency: str,
+    name: str | None,
+    output: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write cluster.toml from all measured profiles, and catalogue devices to plan with."""
+    if output.exists() and not force:
+        raise UsageError(f"{output}: exists already.", hint="Give --force to overwrite it, or -o another file.")
+    if lab_name is not None and settings:
+        raise UsageError("--local does not go with --lab: a node's processors are its quota.", hint="Leave one out.")
+    lab = _read_lab(lab_name)
+    if bandwidth is None:
+        bandwidth = _DEFAULT_BANDWIDTH if lab is None else f"{lab.bandwidth_bytes_per_s * 8 / 1e6:g}Mbit"
+    parse_quantity(bandwidth, "bandwidth", where="--bandwidth", minimum=1.0)
+    parse_quantity(latency, "time", where="--latency")
+    measured = _measured(profiles, output.parent, lab, dict(_parse_local(text) for text in settings))
+    entries = (*measured, *_planned(added, taken={entry.id for entry in measured}))
+    if not entries:
+        raise UsageError(
+            f"{profiles}: no device profile (*.device.json), and no --add.",
+            hint="Run: greentrain measure, or add catalogue devices, such as --add jetson-nano-4gb=4.",
+        )
+    try:
+        file = ClusterFile(
+            name=name or lab_name or "cluster", link=LinkEntry(bandwidth=bandwidth, latency=latency), device=entries
+        )
+    except ValueError as error:
+        raise UsageError(f"{profiles}: {error}.", hint="Every device profile needs an id of its own.") from error
+    write_text(output, _render(file))
+    _show_summary(output, as_json=as_json)
+    say(f"Wrote {output}.", quiet=as_json)
+
+
+@command.command(name="show")
+@click.option(
+    "--cluster", "path", type=click.Path(path_type=Path), default=CLUSTER_FILE, show_default=True, help="Cluster file."
+)
+@json_option
+def _show(path: Path, as_json: bool) -> None:
+    """Check cluster.toml and print its devices and links."""
+    _show_summary(path, as_json=as_json)
+
+
+def _read_lab(name: str | None) -> Lab | None:
+    if name is None:
+        return None
+    from greentrain_harness.lab import read_lab
+
+    return read_lab(name)
+
+
+def _measured(
+    profiles: Path, folder: Path, lab: Lab | None, settings: dict[str, tuple[str | None, int | None]]
+) -> tuple[DeviceEntry, ...]:
+    """Entries of all device profiles; devices without a way to run get no ``launch``."""
+    nodes = {} if lab is None else {node.name: node for node in lab.nodes}
+    found = [(path, read_device_profile(path).device.id) for path in device_profiles(profiles)]
+    ids = [identity for _, identity in found]
+    for wanted in settings:
+        if wanted not in ids:
+            known = ", ".join(ids) or "none"
+            raise UsageError(f"--local names {wanted!r}, which has no profile in {profiles}; profiles: {known}.")
+    lacking = [node for node in nodes if node not in ids]
+    if lab is not None and lacking:
+        say(
+            f"Remark: no profile of {', '.join(lacking)} in {profiles}. "
+            f"Run: greentrain lab exec --name {lab.name} --all -- greentrain measure"
+        )
+    # Local devices are parts of one machine: they share its meter, so that no joule is counted twice.
+    board = socket.gethostname() if lab is None and len(ids) > 1 else None
+    entries: list[DeviceEntry] = []
+    for path, identity in found:
+        relative = Path(os.path.relpath(path, folder)).as_posix()
+        if lab is None:
+            cpus, threads = settings.get(identity, (None, None))
+            entries.append(
+                DeviceEntry(id=identity, profile=relative, launch="local", board=board, cpus=cpus, threads=threads)
+            )
+        elif identity in nodes:
+            launch = f"lab:{lab.name}/{identity}"
+            entries.append(
+                DeviceEntry(id=identity, profile=relative, launch=launch, address=nodes[identity].address, threads=1)
+            )
+        else:
+            say(f"Remark: {identity} is no node of lab {lab.name!r}; it is planned with, but not run.")
+            entries.append(DeviceEntry(id=identity, profile=relative))
+    return tuple(entries)
+
+
+def _planned(added: Iterable[str], *, taken: set[str]) -> tuple[DeviceEntry, ...]:
+    """Entries of ``--add KIND[=COUNT]``; ids are the kind with a running number."""
+    from greentrain_datasets.catalogue import catalogue_device
+
+    entries: list[DeviceEntry] = []
+    used = set(taken)
+    for text in added:
+        kind, separator, count = text.partition("=")
+        if separator and not (count.isdigit() and int(count) >= 1):
+            raise UsageError(f"--add is {text!r}, expected KIND or KIND=COUNT.", hint="Write: --add jetson-nano-4gb=4")
+        catalogue_device(kind, kind)
+        number = 1
+        for _ in range(int(count or 1)):
+            while f"{kind}-{number}" in used:
+                number += 1
+            used.add(f"{kind}-{number}")
+            entries.append(DeviceEntry(id=f"{kind}-{number}", kind=kind))
+    return tuple(entries)
+
+
+def _parse_local(text: str) -> tuple[str, tuple[str | None, int | None]]:
+    """``ID:cpus=0-1,threads=2`` as (id, (cpus, threads))."""
+    match = _LOCAL.fullmatch(text)
+    found = [] if match is None else _SETTING.findall(match["settings"])
+    settings: dict[str, str] = dict(found)
+    written = ",".join(f"{key}={value}" for key, value in found)
+    threads = settings.get("threads", "1")
+    if match is None or written != match["settings"] or not threads.isdigit():
+        raise UsageError(
+            f"--local is {text!r}, expected ID:cpus=LIST,threads=N.", hint="Write: --local pc:cpus=0,threads=1"
+        )
+    return match["id"], (settings.get("cpus"), int(threads) if "threads" in settings else None)
+
+
+def _render(file: ClusterFile) -> str:
+    """The file as a person would write it: only what was set, in the order of reading."""
+    lines = [
+        _HEADER,
+        f"name = {_quoted(file.name)}",
+        "",
+        "[link]  # holds between any two devices",
+        f"bandwidth = {_quoted(file.link.bandwidth)}",
+        f"latency = {_quoted(file.link.latency)}",
+    ]
+    for entry in file.device:
+        lines += ["", "[[device]]"]
+        for field in msgspec.structs.fields(entry):
+            value: str | int | None = getattr(entry, field.name)
+            if value is not None and value != field.default:
+                lines.append(f"{field.name} = {_quoted(value) if isinstance(value, str) else value}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a TOML basic string.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _show_summary(path: Path, *, as_json: bool) -> None:
+    file, cluster = load_cluster(path)
+    summary = _summary(path, file, cluster)
+    if as_json:
+        emit_json(summary)
+        return
+    click.echo(f"cluster {summary.name}: {len(summary.devices)} devices ({path})")
+    rows = [("device", "kind", "figures", "idle", "busy", "memory", "runs as")]
+    rows += [
+        (
+            device.id,
+            device.kind,
+            device.source,
+            format_quantity(device.idle_w, "power"),
+            format_quantity(device.busy_w, "power"),
+            format_quantity(device.memory_bytes, "bytes"),
+            device.launch or "planned only",
+        )
+        for device in summary.devices
+    ]
+    _echo_table(rows)
+    rows = [("link", "bandwidth", "latency", "medium")]
+    rows += [
+        (
+            "any two" if link.src == "*" else f"{link.src} > {link.dst}",
+            format_quantity(link.bandwidth_bytes_per_s, "bandwidth"),
+            format_quantity(link.latency_s, "time"),
+            link.medium or "switched",
+        )
+        for link in summary.links
+    ]
+    _echo_table(rows)
+
+
+def _summary(path: Path, file: ClusterFile, cluster: Cluster) -> ClusterSummary:
+    return ClusterSummary(
+        name=cluster.name,
+        path=str(path),
+        devices=tuple(
+            DeviceRow(
+                id=device.id,
+                kind=device.kind,
+                source=device.power.source,
+                idle_w=device.power.idle_w,
+                busy_w=device.curve(device.points[0].name).busy_w,
+                memory_bytes=device.memory_bytes,
+                points=tuple(point.name for point in device.points),
+                launch=entry.launch,
+            )
+            for entry, device in zip(file.device, cluster.devices, strict=True)
+        ),
+        links=tuple(
+            LinkRow(
+                src=link.src,
+                dst=link.dst,
+                bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+                latency_s=link.latency_s,
+                medium=link.medium,
+            )
+            for link in (cluster.default_link, *cluster.links)
+        ),
+    )
+
+
+def _echo_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
