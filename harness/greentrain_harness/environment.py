@@ -29,12 +29,16 @@ _NO_LIMIT_BYTES = 1 << 60
 
 
 def host_description(sysroot: Path = _ROOT) -> str:
-    """Machine, operating system and processor in words."""
+    """Machine, operating system and processor in words.
+
+    Args:
+        sysroot: Where the board's name is read; the processor and the memory are always the real ones.
+    """
     model = _read(sysroot / "proc/device-tree/model")
     board = f"{model.strip().strip(chr(0))}, " if model else ""
-    memory_gib = available_memory_bytes(sysroot) / 2**30
+    memory_gib = available_memory_bytes() / 2**30
     return (
-        f"{board}{platform.system()} {platform.release()} {platform.machine()}, {cpu_model(sysroot)}, "
+        f"{board}{platform.system()} {platform.release()} {platform.machine()}, {cpu_model()}, "
         f"{usable_cores():g} of {os.cpu_count() or 1} cores, {memory_gib:.1f} GiB free"
     )
 

@@ -39,6 +39,7 @@ class ModelledMeter:
         self._clock = clock
         self._cpu_s = cpu_s or tree_cpu_s
         self._energy_j = 0.0
+        self._carried_s = 0.0
         self._last_s = clock()
         self._last_cpu_s = self._cpu_s()
         self.name = "modelled"
@@ -55,9 +56,11 @@ class ModelledMeter:
         duration_s = t_s - self._last_s
         if duration_s > 0:
             # A child's time may be seen twice, or late, around the moment that it ends.
-            busy_s = max(cpu_s - self._last_cpu_s, 0.0)
-            share = min(busy_s / (duration_s * self._cores), 1.0)
-            self._energy_j += self._curve.power_w(share) * duration_s
+            busy_s = self._carried_s + max(cpu_s - self._last_cpu_s, 0.0)
+            # Quotas are handed out in slices: what a short look sees above the share goes to the next one.
+            counted_s = min(busy_s, duration_s * self._cores)
+            self._energy_j += self._curve.power_w(counted_s / (duration_s * self._cores)) * duration_s
+            self._carried_s = busy_s - counted_s
             self._last_s, self._last_cpu_s = t_s, max(cpu_s, self._last_cpu_s)
         return Sample(t_s=t_s, values=(self._energy_j,))
 

@@ -1,0 +1,303 @@
+"""``greentrain measure``: this device, and models on it, into profiles/."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from greentrain._checks import require_id
+from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say, sysroot_option
+from greentrain.cluster_file import read_cluster_file
+from greentrain.device import DeviceProfile
+from greentrain.errors import NotSupportedError, UsageError
+from greentrain.files import write_text
+from greentrain.profile_files import write_device_profile, write_layer_times, write_model_profile
+from greentrain.units import format_quantity
+
+if TYPE_CHECKING:
+    from greentrain.reading import Meter
+    from greentrain.workloads.workload import Workload
+
+__all__ = ["command"]
+
+_DEFAULT_MODEL = "digits-cnn"
+_POINT = "current"
+_LAYER_SECONDS = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What was asked for, checked."""
+
+    device: str
+    models: tuple[str, ...]
+    points: str
+    identity: str
+    kind: str
+    threads: int | None
+    cpus: tuple[int, ...]
+    folder: Path
+    sysroot: Path
+
+    @property
+    def command(self) -> str:
+        """The command that a reader can repeat."""
+        words = ["greentrain", "measure", "--device", self.device, "--id", self.identity, "--kind", self.kind]
+        for model in self.models or ("none",):
+            words += ["--model", model]
+        if self.threads is not None:
+            words += ["--threads", str(self.threads)]
+        if self.cpus:
+            words += ["--cpus", ",".join(map(str, self.cpus))]
+        return shlex.join(words)
+
+
+class _Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``--json`` prints.
+
+    Attributes:
+        device: Device id.
+        kind: Device kind.
+        meter: Name of the meter.
+        source: ``measured`` or ``modelled`` joules.
+        note: What a reader must know of the meter.
+        idle_w: Idle power, watts.
+        busy_w: Power at full throughput, watts.
+        band_w: ± of the power curve, watts; null when not known.
+        spread_ratio: Largest spread of the trials; null when nothing was measured.
+        files: Everything that was written.
+        cluster_lines: Lines to add to cluster.toml; empty when it lists the device.
+    """
+
+    device: str
+    kind: str
+    meter: str
+    source: str
+    note: str
+    idle_w: float
+    busy_w: float
+    band_w: float | None
+    spread_ratio: float | None
+    files: tuple[str, ...]
+    cluster_lines: str
+
+
+@click.command("measure")
+@click.option("--device", default="auto", show_default=True, help="auto, jetson, nvidia, cpu, modelled, or a meter.")
+@click.option("--model", "models", multiple=True, help=f"Model to time (again for more), or none [{_DEFAULT_MODEL}].")
+@click.option("--points", type=click.Choice(["current", "all"]), default="current", show_default=True)
+@click.option("--id", "identity", help="Id of this device [GREENTRAIN_DEVICE_ID, or the host name].")
+@click.option("--kind", help="Device kind [the id: a measured device is its own kind].")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of PyTorch.")
+@click.option("--cpus", default="", help="Processors to use, such as 0 or 0-1,3.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=PROFILES_DIR,
+    show_default=True,
+    help="Folder of the profiles.",
+)
+@json_option
+@sysroot_option
+def command(
+    device: str,
+    models: tuple[str, ...],
+    points: str,
+    identity: str | None,
+    kind: str | None,
+    threads: int | None,
+    cpus: str,
+    folder: Path,
+    as_json: bool,
+    sysroot: Path,
+) -> None:
+    """Measure this device's power, and the layer times of models on it.
+
+    Writes the profiles, and a cluster.toml that lists this device where there is none.
+    """
+    from greentrain_harness.environment import device_id
+    from greentrain_harness.meters import open_named
+
+    identity = identity or device_id()
+    options = _Options(
+        device=device,
+        models=_models(models),
+        points=points,
+        identity=_name(identity, "--id"),
+        kind=_name(kind or identity, "--kind"),
+        threads=threads,
+        cpus=_cpus(cpus),
+        folder=folder,
+        sysroot=sysroot,
+    )
+    # Everything that can be wrong is found before minutes are spent on measuring.
+    listed = CLUSTER_FILE.exists() and any(entry.id == identity for entry in read_cluster_file(CLUSTER_FILE).device)
+    # Before the meter opens: a modelled one counts the cores that are left.
+    if options.cpus:
+        os.sched_setaffinity(0, options.cpus)
+    meter = open_named(device, sysroot=sysroot)
+    workloads = _workloads(options, meter, explicit=bool(models), quiet=as_json)
+    _set_threads(options)
+    profile = _measure_device(options, meter, quiet=as_json)
+    files = [write_device_profile(folder, profile)]
+    for workload in workloads:
+        files += _measure_model(options, workload, quiet=as_json)
+    lines = "" if listed else _cluster_lines(options, files[0])
+    if lines and not CLUSTER_FILE.exists():
+        files.append(_write_cluster(lines))
+        lines = ""
+    _report(_result(profile, files, lines), as_json=as_json)
+
+
+def _models(models: tuple[str, ...]) -> tuple[str, ...]:
+    if "none" in models:
+        if len(models) > 1:
+            raise UsageError("--model none stands beside other models.", hint="Give either none or the models.")
+        return ()
+    return models or (_DEFAULT_MODEL,)
+
+
+def _name(value: str, option: str) -> str:
+    try:
+        require_id(value, what=option)
+    except ValueError as error:
+        raise UsageError(f"{error}.", hint=f"Give another {option}.") from error
+    return value
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    """Processors of a list such as ``0-1,3``; none given means: as the process was started."""
+    try:
+        ranges = [part.split("-") for part in text.split(",")] if text else []
+        chosen = {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
+    except ValueError as error:
+        raise UsageError(
+            f"--cpus is {text!r}, expected a list of processors.", hint="Write, for example, 0-1,3."
+        ) from error
+    absent = sorted(chosen - os.sched_getaffinity(0))
+    if absent or (text and not chosen):
+        raise UsageError(
+            f"--cpus is {text!r}, but this process may use {sorted(os.sched_getaffinity(0))}.",
+            hint="Choose among those.",
+        )
+    return tuple(sorted(chosen))
+
+
+def _workloads(options: _Options, meter: Meter, *, explicit: bool, quiet: bool) -> list[Workload]:
+    """The models to time; on a GPU none yet."""
+    if meter.name == "nvml" and options.models:
+        if explicit:
+            meter.close()
+            raise NotSupportedError(
+                "layer times on a GPU cannot be measured yet; the joules of the GPU would not belong to them.",
+                hint="Use --device cpu for the models, or --model none for the GPU's power alone.",
+            )
+        say("No model is timed: layer times on a GPU are not supported yet.", quiet=quiet)
+        return []
+    if not options.models:
+        return []
+    from greentrain.workloads import load_workload
+
+    return [load_workload(name) for name in options.models]
+
+
+def _set_threads(options: _Options) -> None:
+    if options.threads is not None or options.cpus:
+        import torch
+
+        torch.set_num_threads(options.threads or len(options.cpus))
+
+
+def _measure_device(options: _Options, meter: Meter, *, quiet: bool) -> DeviceProfile:
+    from greentrain_harness.profilers.device import profile_device
+
+    say(f"Device {options.identity}: meter {meter.name}, source={meter.source} ({meter.note})", quiet=quiet)
+    return profile_device(
+        device_id=options.identity,
+        kind=options.kind,
+        meter=meter,
+        sysroot=options.sysroot,
+        points=options.points,
+        command=options.command,
+        say=lambda text: say(f"  {text}", quiet=quiet),
+    )
+
+
+def _measure_model(options: _Options, workload: Workload, *, quiet: bool) -> list[Path]:
+    from greentrain_harness.profilers.layers import profile_model, time_layers
+
+    say(f"Model {workload.name}: timing its layers, about {_LAYER_SECONDS:g} s …", quiet=quiet)
+    model = profile_model(workload)
+    times = time_layers(
+        workload, kind=options.kind, point=_POINT, provenance_command=options.command, seconds_budget=_LAYER_SECONDS
+    )
+    return [write_model_profile(options.folder, model), write_layer_times(options.folder, times)]
+
+
+def _cluster_lines(options: _Options, profile: Path) -> str:
+    """The ``[[device]]`` table of this device."""
+    lab = os.environ.get("GREENTRAIN_LAB")
+    fields: dict[str, str | int] = {
+        "id": options.identity,
+        "profile": os.path.relpath(profile, CLUSTER_FILE.resolve().parent),
+        "launch": "local" if lab is None else f"lab:{lab}",
+    }
+    if options.device != "auto":
+        fields["meter"] = options.device
+    if options.threads is not None:
+        fields["threads"] = options.threads
+    if options.cpus:
+        fields["cpus"] = ",".join(map(str, options.cpus))
+    return "[[device]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+
+
+def _write_cluster(lines: str) -> Path:
+    head = (
+        "# Devices that may train together; add more with [[device]].\n"
+        'name = "cluster"\n\n'
+        "[link]                  # holds between any two devices\n"
+        'bandwidth = "1Gbit"\nlatency = "0.2ms"\n\n'
+    )
+    write_text(CLUSTER_FILE, head + lines)
+    return CLUSTER_FILE
+
+
+def _result(profile: DeviceProfile, files: list[Path], lines: str) -> _Result:
+    curve = profile.device.curve(_POINT)
+    return _Result(
+        device=profile.device.id,
+        kind=profile.device.kind,
+        meter=profile.provenance.meter,
+        source=profile.provenance.source,
+        note=profile.provenance.note,
+        idle_w=profile.device.power.idle_w,
+        busy_w=curve.busy_w,
+        band_w=curve.band_w,
+        spread_ratio=profile.provenance.spread_ratio,
+        files=tuple(str(path) for path in files),
+        cluster_lines=lines,
+    )
+
+
+def _report(result: _Result, *, as_json: bool) -> None:
+    if as_json:
+        emit_json(result)
+        return
+    band = f" ± {format_quantity(result.band_w, 'power')}" if result.band_w is not None else ""
+    click.echo(
+        f"{result.device}: {format_quantity(result.idle_w, 'power')} idle, "
+        f"{format_quantity(result.busy_w, 'power')} busy{band}, source={result.source}, meter {result.meter}"
+    )
+    for path in result.files:
+        click.echo(f"wrote {path}")
+    if result.cluster_lines:
+        click.echo(f"{CLUSTER_FILE} does not list this device; add:\n\n{result.cluster_lines}", nl=False)

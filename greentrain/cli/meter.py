@@ -1,0 +1,172 @@
+"""``greentrain meter``: joules of a window of time, or of a command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from greentrain.cli._common import emit_json, json_option, say, sysroot_option
+from greentrain.errors import UnavailableError, UsageError
+from greentrain.power import Source
+from greentrain.reading import Meter, Span
+
+if TYPE_CHECKING:
+    from greentrain_harness.meters.replay import ReplayMeter
+
+__all__ = ["command"]
+
+_DEFAULT_SECONDS = 5.0
+
+
+class _Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``--json`` prints.
+
+    Attributes:
+        energy_j: Joules of the roots together; null when nothing was measured.
+        error_j: ± joules.
+        duration_s: Seconds.
+        mean_w: Watts.
+        gap_s: Seconds without data, which the energy leaves out.
+        source: ``measured`` or ``modelled``.
+        scope: ``board`` or ``process``.
+        channels: Joules by channel.
+        meter: Name of the meter.
+        note: What a reader must know.
+        command: The command that was measured; empty for a window.
+        exit_code: How the command ended; null for a window.
+    """
+
+    energy_j: float | None
+    error_j: float | None
+    duration_s: float
+    mean_w: float | None
+    gap_s: float
+    source: Source
+    scope: str
+    channels: dict[str, float | None]
+    meter: str
+    note: str
+    command: tuple[str, ...]
+    exit_code: int | None
+
+
+@click.command("meter", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, jetson, nvidia, cpu, modelled, the name of a meter, or replay:FILE.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.0, min_open=True), default=None, help="Length of the window [5]."
+)
+@click.option("--record", type=click.Path(path_type=Path, dir_okay=False), help="Write the raw samples to this file.")
+@json_option
+@sysroot_option
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ...]")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    device: str,
+    seconds: float | None,
+    record: Path | None,
+    as_json: bool,
+    sysroot: Path,
+    words: tuple[str, ...],
+) -> None:
+    """Measure the joules of a few seconds, or of COMMAND from start to end.
+
+    COMMAND's own exit code becomes the exit code.
+    """
+    from greentrain_harness.meters import open_named
+    from greentrain_harness.meters.replay import ReplayMeter
+    from greentrain_harness.recording import Recorder
+
+    if words and seconds is not None:
+        raise UsageError("both --seconds and a COMMAND were given.", hint="Give one of them.")
+    meter: Meter = open_named(device, sysroot=sysroot)
+    if isinstance(meter, ReplayMeter):
+        if words or seconds is not None or record is not None:
+            raise UsageError("a replay has its own length.", hint="Leave out --seconds, --record and COMMAND.")
+        span, exit_code = _replayed(meter), None
+    else:
+        if record is not None:
+            meter = Recorder(meter, record)
+        duration_s = None if words else seconds or _DEFAULT_SECONDS
+        span, exit_code = _measured(meter, words, duration_s, quiet=as_json)
+    result = _Result(
+        energy_j=span.energy_j,
+        error_j=span.error_j,
+        duration_s=span.duration_s,
+        mean_w=span.mean_w,
+        gap_s=span.gap_s,
+        source=span.source,
+        scope=meter.scope,
+        channels=span.channels_j,
+        meter=span.meter,
+        note=meter.note,
+        command=words,
+        exit_code=exit_code,
+    )
+    if as_json:
+        emit_json(result)
+    else:
+        _print(result, span)
+    ctx.exit(exit_code or 0)
+
+
+def _measured(meter: Meter, words: tuple[str, ...], seconds: float | None, *, quiet: bool) -> tuple[Span, int | None]:
+    from greentrain_harness.sampler import Sampler
+
+    with Sampler(meter) as sampler:
+        start_s = sampler.now_s()
+        if seconds is not None:
+            say(f"Measuring {seconds:g} s with {meter.name} (source={meter.source}) …", quiet=quiet)
+            time.sleep(seconds)
+            exit_code = None
+        else:
+            exit_code = _run(words, to_stderr=quiet)
+        return sampler.span(start_s, sampler.now_s()), exit_code
+
+
+def _run(words: tuple[str, ...], *, to_stderr: bool) -> int:
+    """Run the command; with ``--json`` its output goes to stderr, so that stdout holds one JSON object."""
+    try:
+        with subprocess.Popen(words, stdout=sys.stderr.fileno() if to_stderr else None) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                # The command got the same signal; its joules so far are still told.
+                code = process.wait()
+    except FileNotFoundError as error:
+        raise UsageError(f"command {words[0]!r} was not found.", hint="Check its name and PATH.") from error
+    except PermissionError as error:
+        raise UnavailableError(f"command {words[0]!r} may not be run.", hint="Check its permissions.") from error
+    return code if code >= 0 else 128 - code
+
+
+def _replayed(meter: ReplayMeter) -> Span:
+    from greentrain_harness.sampler import Sampler
+
+    start_s, stop_s = meter.window_s
+    with Sampler(meter, clock=lambda: stop_s, background=False) as sampler:
+        while meter.left:
+            sampler.sample_now()
+        return sampler.span(start_s, stop_s)
+
+
+def _print(result: _Result, span: Span) -> None:
+    from greentrain.units import format_quantity
+    from greentrain_harness.window import describe
+
+    click.echo(describe(span))
+    if len(result.channels) > 1:
+        for name, energy_j in result.channels.items():
+            click.echo(f"  {name}: {format_quantity(energy_j, 'energy', digits=4)}")
+    click.echo(f"  {result.note}")

@@ -1,0 +1,187 @@
+"""Bandwidth and latency between two machines over plain TCP, in both directions.
+
+Run :func:`serve_link` on one machine and :func:`measure_link` on the other.
+
+Each request is one byte (``P`` ping, ``U`` upload, ``D`` download) and a length of eight bytes; the
+server answers a ping with its byte, swallows an upload and answers with one byte, or sends a download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import statistics
+import struct
+import threading
+import time
+from typing import NamedTuple
+
+from greentrain.errors import RunError, UnavailableError
+
+__all__ = ["LinkFigures", "measure_link", "serve_link"]
+
+_REQUEST = struct.Struct("!cQ")
+_CHUNK = bytes(1 << 16)
+_PINGS = 20
+_FIRST_BYTES = 1 << 17
+_MOST_BYTES = 1 << 30
+_TRIALS = 3
+
+
+class LinkFigures(NamedTuple):
+    """A measured link.
+
+    Attributes:
+        bandwidth_bytes_per_s: Payload bandwidth of the slower direction.
+        latency_s: Half of the median round trip of an empty message.
+    """
+
+    bandwidth_bytes_per_s: float
+    latency_s: float
+
+
+def serve_link(
+    port: int,
+    *,
+    host: str = "",
+    timeout_s: float = 30.0,
+    stop: threading.Event | None = None,
+    ready: threading.Event | None = None,
+) -> None:
+    """Answer measurements until ``stop`` is set (or for ever).
+
+    Args:
+        port: TCP port to listen on.
+        host: Address to listen on; all when empty.
+        timeout_s: A silent client is dropped after this long.
+        stop: Ends the loop within half a second.
+        ready: Set as soon as clients can connect.
+
+    Raises:
+        UnavailableError: The port is in use or not allowed.
+    """
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise UnavailableError(
+            f"port {port} cannot be opened ({os.strerror(error.errno or errno.EIO)}).", hint="Choose another port."
+        ) from error
+    with listener:
+        listener.settimeout(0.5)
+        if ready is not None:
+            ready.set()
+        while stop is None or not stop.is_set():
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            with client, contextlib.suppress(OSError):
+                client.settimeout(timeout_s)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _answer(client)
+
+
+def measure_link(host: str, port: int, *, seconds: float = 1.0, timeout_s: float = 10.0) -> LinkFigures:
+    """Measure the link to a machine that runs :func:`serve_link`.
+
+    The message grows until it takes long enough to be timed; then the best of a few trials counts in
+    each direction, since other traffic only ever slows one down.
+
+    Args:
+        host: Name or address of the other machine.
+        port: Its port.
+        seconds: Time for each direction, about.
+        timeout_s: An answer that takes longer is an error.
+
+    Raises:
+        UnavailableError: Nobody listens there.
+        RunError: The connection broke or fell silent.
+    """
+    try:
+        connection = socket.create_connection((host, port), timeout=timeout_s)
+    except OSError as error:
+        raise UnavailableError(
+            f"no link server answers at {host}:{port} ({error.strerror or error}).",
+            hint="Start one there, and check the address and the firewall.",
+        ) from error
+    with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            round_trip_s = statistics.median(_ping_s(connection) for _ in range(_PINGS))
+            bandwidths = [_bandwidth(connection, kind, seconds, round_trip_s) for kind in (b"U", b"D")]
+        except OSError as error:
+            raise RunError(
+                f"the link to {host}:{port} broke while it was measured ({error.strerror or error}).",
+                hint="Measure again; raise the timeout on a very slow link.",
+            ) from error
+    return LinkFigures(bandwidth_bytes_per_s=min(bandwidths), latency_s=round_trip_s / 2)
+
+
+def _bandwidth(connection: socket.socket, kind: bytes, seconds: float, round_trip_s: float) -> float:
+    trial_s = seconds / (_TRIALS + 1)
+    size = _FIRST_BYTES
+    duration_s = _transfer_s(connection, kind, size)
+    while duration_s < trial_s / 2 and size < _MOST_BYTES:
+        size = min(size * max(2, min(8, int(trial_s / max(duration_s, 1e-6)))), _MOST_BYTES)
+        duration_s = _transfer_s(connection, kind, size)
+    best_s = min([duration_s, *(_transfer_s(connection, kind, size) for _ in range(_TRIALS - 1))])
+    # The request and its answer cross the link once each.
+    return size / max(best_s - round_trip_s, best_s * 0.1)
+
+
+def _ping_s(connection: socket.socket) -> float:
+    start_s = time.monotonic()
+    connection.sendall(_REQUEST.pack(b"P", 0))
+    _swallow(connection, 1)
+    return time.monotonic() - start_s
+
+
+def _transfer_s(connection: socket.socket, kind: bytes, size: int) -> float:
+    start_s = time.monotonic()
+    connection.sendall(_REQUEST.pack(kind, size))
+    if kind == b"U":
+        _send(connection, size)
+        _swallow(connection, 1)
+    else:
+        _swallow(connection, size)
+    return time.monotonic() - start_s
+
+
+def _answer(client: socket.socket) -> None:
+    while True:
+        head = _receive(client, _REQUEST.size)
+        if head is None:
+            return
+        kind, size = _REQUEST.unpack(head)
+        if kind == b"U":
+            _swallow(client, min(size, _MOST_BYTES))
+        if kind == b"D":
+            _send(client, min(size, _MOST_BYTES))
+        else:
+            client.sendall(kind)
+
+
+def _send(connection: socket.socket, size: int) -> None:
+    for sent in range(0, size, len(_CHUNK)):
+        connection.sendall(_CHUNK[: size - sent])
+
+
+def _swallow(connection: socket.socket, size: int) -> None:
+    while size > 0:
+        part = connection.recv(min(size, len(_CHUNK)))
+        if not part:
+            raise ConnectionResetError(errno.ECONNRESET, "the other side closed the connection")
+        size -= len(part)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes | None:
+    """Exactly ``size`` bytes; None when the other side has finished."""
+    parts = b""
+    while len(parts) < size:
+        part = connection.recv(size - len(parts))
+        if not part:
+            return None
+        parts += part
+    return parts

@@ -1,0 +1,165 @@
+"""``measure``: joules of a block or of a function, in two lines of user code.
+
+    with greentrain.measure("epoch") as epoch:
+        train_one_epoch()
+    print(epoch.energy_j, epoch.error_j, epoch.source)
+
+It never raises for a missing or lost sensor: then ``energy_j`` is None and ``note`` says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+from greentrain.errors import UnavailableError
+from greentrain.power import Source
+from greentrain.reading import Span
+from greentrain.units import format_quantity
+from greentrain_harness.meters import open_named
+from greentrain_harness.sampler import Sampler
+
+__all__ = ["Window", "describe", "measure"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger("greentrain")
+
+
+class Window:
+    """A measured stretch of code; its figures are there after the block has ended.
+
+    Attributes:
+        label: Shown in the log line at the end.
+        calls: As a decorator: one window per call that has ended, in order.
+    """
+
+    def __init__(self, label: str | None, *, device: str, sysroot: Path) -> None:
+        self.label = label
+        self.calls: list[Window] = []
+        self._device = device
+        self._sysroot = sysroot
+        self._sampler: Sampler | None = None
+        self._span: Span | None = None
+        self._note = "not measured yet"
+        self._start_s = 0.0
+        self._duration_s = 0.0
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of the meter's roots together; None when nothing was measured."""
+        return None if self._span is None else self._span.energy_j
+
+    @property
+    def error_j(self) -> float | None:
+        """± joules; None when nothing was measured."""
+        return None if self._span is None else self._span.error_j
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds."""
+        return self._duration_s
+
+    @property
+    def mean_w(self) -> float | None:
+        """Mean power, watts; None when nothing was measured."""
+        return None if self._span is None else self._span.mean_w
+
+    @property
+    def gap_s(self) -> float:
+        """Seconds without data, which the energy leaves out."""
+        return self._duration_s if self._span is None else self._span.gap_s
+
+    @property
+    def source(self) -> Source | None:
+        """``measured`` or ``modelled``; None when nothing was measured."""
+        return None if self._span is None else self._span.source
+
+    @property
+    def meter(self) -> str | None:
+        """Name of the meter; None when there was none."""
+        return None if self._span is None else self._span.meter
+
+    @property
+    def channels(self) -> dict[str, float | None]:
+        """Joules by channel."""
+        return {} if self._span is None else self._span.channels_j
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of the figures."""
+        return self._note
+
+    def __enter__(self) -> Window:
+        """Open the meter and start."""
+        try:
+            self._sampler = Sampler(open_named(self._device, sysroot=self._sysroot)).__enter__()
+            self._note = self._sampler.note
+        except UnavailableError as error:
+            # Code that is measured must run on machines without the sensor too.
+            self._sampler = None
+            self._note = str(error)
+            _log.warning("%s: nothing is measured: %s", self.label or "measure", error)
+        self._span = None
+        self._start_s = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop and close the meter; errors of the block pass through."""
+        stop_s = time.monotonic()
+        self._duration_s = stop_s - self._start_s
+        if self._sampler is not None:
+            self._span = self._sampler.span(self._start_s, stop_s)
+            self._sampler.close()
+            _log.info("%s: %s", self.label or "measure", describe(self._span))
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Measure every call of a function; the windows are kept in :attr:`calls`."""
+
+        @functools.wraps(function)
+        def measured(*args: P.args, **kwargs: P.kwargs) -> R:
+            window = Window(self.label or function.__name__, device=self._device, sysroot=self._sysroot)
+            try:
+                with window:
+                    return function(*args, **kwargs)
+            finally:
+                self.calls.append(window)
+
+        return measured
+
+
+def measure(label: str | None = None, *, device: str = "auto", sysroot: Path = Path("/")) -> Window:
+    """Measure the joules of a ``with`` block, or of every call of a decorated function.
+
+    Work on a GPU must be synchronised before the block ends, or its energy falls outside the window.
+
+    Args:
+        label: Shown in the log line at the end (logger ``greentrain``).
+        device: ``auto``, ``jetson``, ``nvidia``, ``cpu``, ``modelled`` or the name of a meter.
+        sysroot: Prefix of /sys, /proc and /etc.
+
+    Raises:
+        UsageError: On entry, when there is no meter of that name.
+    """
+    return Window(label, device=device, sysroot=sysroot)
+
+
+def describe(span: Span) -> str:
+    """A span in one line: joules ± error, seconds, watts, source and meter."""
+    if span.energy_j is None or span.error_j is None:
+        text = f"nothing measured in {format_quantity(span.duration_s, 'time')}"
+    else:
+        text = (
+            f"{format_quantity(span.energy_j, 'energy', digits=4)} ± {format_quantity(span.error_j, 'energy')} in "
+            f"{format_quantity(span.duration_s, 'time')} (mean {format_quantity(span.mean_w, 'power')})"
+        )
+    gap = f", {format_quantity(span.gap_s, 'time')} without data" if span.gap_s > 0 else ""
+    return f"{text}{gap}, source={span.source}, meter {span.meter}"
