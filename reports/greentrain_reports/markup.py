@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import NewType
 
@@ -52,6 +53,8 @@ def card(title: str, figure: Html, unit: str, text: Html, *, lead: bool = False)
     """One quoted figure with what must be known about it."""
     kind = "card lead" if lead else "card"
     look = "figure gap" if 'class="gap"' in figure else "figure"
+    # A number keeps to its unit when lines break.
+    text = Html(re.sub(r"(?<=\d) (?=[%A-Za-zµ])", "&nbsp;", text))
     shown_unit = f' <span class="unit">{esc(unit)}</span>' if unit else ""
     return Html(
         f'<div class="{kind}"><h2>{esc(title)}</h2><p class="{look}">{figure}{shown_unit}</p><p>{text}</p></div>'

@@ -23,6 +23,7 @@ from greentrain_reports.tables import RunReport, Saving, measured_saving
 from greentrain_reports.words import (
     GAP,
     carbon_mass,
+    count,
     energy,
     joules_per_sample,
     number,
@@ -98,10 +99,10 @@ def _cards(report: RunReport, against: RunReport | None) -> Html:
     saving = None if against is None or against is report else measured_saving(report, against)
     cards = [
         _energy_card(report),
+        _saving_card(saving or report.saving),
         _speed_card(report),
         _carbon_card(report),
         _accuracy_card(report),
-        _saving_card(saving or report.saving),
     ]
     return Html(f'<div class="cards">{join(cards)}</div>')
 
@@ -113,10 +114,11 @@ def _energy_card(report: RunReport) -> Html:
     figure = exact(head.joules_per_sample, value)
     if separator:
         figure = Html(f'{figure} <span class="error">± {esc(error)}</span>')
+    over = f"over {count(head.samples)} samples" if head.samples else "in all, samples not recorded"
     text = join(
         (
             chip(head.source),
-            esc(f"{energy(head.energy_j)} over {head.samples} samples" if head.samples else "samples not recorded"),
+            esc(f"{energy(head.energy_j)} {over}") if head.energy_j is not None else Html(""),
             Html("") if head.complete else Html("<strong>incomplete, see the remarks</strong>"),
         ),
         " · ",
@@ -126,7 +128,7 @@ def _energy_card(report: RunReport) -> Html:
 
 def _speed_card(report: RunReport) -> Html:
     head = report.headline
-    rounds = f"{head.rounds} rounds of {seconds(head.round_s)} (median)" if head.rounds else f"rounds {GAP}"
+    rounds = f"{count(head.rounds)} rounds of {seconds(head.round_s)} (median)" if head.rounds else f"rounds {GAP}"
     unit = "samples/s" if head.samples_per_s is not None else ""
     return card("Speed", exact(head.samples_per_s, number(head.samples_per_s)), unit, esc(rounds))
 
@@ -135,13 +137,13 @@ def _carbon_card(report: RunReport) -> Html:
     place = report.intensity
     shown, unit = carbon_mass(report.headline.co2e_kg)
     text = f"at {place.kg_per_kwh:g} kg/kWh · {place.place}, {place.year or 'year not stated'} · {place.source}"
-    return card("CO2e", exact(report.headline.co2e_kg, shown), f"{unit} CO2e" if unit else "", esc(text))
+    return card("Carbon", exact(report.headline.co2e_kg, shown), f"{unit} CO₂e" if unit else "", esc(text))
 
 
 def _accuracy_card(report: RunReport) -> Html:
     head = report.headline
     guess = f"always guessing the most frequent class: {percent(head.accuracy_baseline)}"
-    tested = f" · {head.test_samples} held-out samples" if head.test_samples else ""
+    tested = f" · {count(head.test_samples)} held-out samples" if head.test_samples else ""
     return card("Accuracy", exact(head.accuracy, percent(head.accuracy)), "", esc(f"{guess}{tested}"))
 
 
@@ -196,7 +198,7 @@ def runs_section(reports: Sequence[RunReport], base: RunReport) -> Html:
         )
 
     heads = (
-        "run", "J/sample", f"against {base.run.name}", "samples/s", "energy", "CO2e", "accuracy", "split", "source",
+        "run", "J/sample", f"against {base.run.name}", "samples/s", "energy", "CO₂e", "accuracy", "split", "source",
     )  # fmt: skip
     listed = table("Runs side by side", heads, [cells(report) for report in reports], numeric=(1, 2, 3, 4, 5, 6))
     return section("runs", "Runs side by side", listed)

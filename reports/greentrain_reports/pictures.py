@@ -75,7 +75,9 @@ def energy_picture(report: RunReport) -> Picture | None:
                     alpha=1.0 if look == "solid" else 0.45,
                 )  # fmt: skip
                 left += width
-            axes.text(left, y, f"  {number(left)}", va="center", ha="left", color=INK, fontsize=11)
+            axes.annotate(
+                number(left), (left, y), xytext=(6, 0), textcoords="offset points", va="center", color=INK, fontsize=11
+            )
             ticks.append(y)
             short = _shortened(name, 12) if narrow else _shortened(name, 28)
             labels.append(f"{short}\n{kind}" if narrow else f"{short}, {kind}")
@@ -93,12 +95,13 @@ def energy_picture(report: RunReport) -> Picture | None:
         for name, kind, cause_j, _ in bars
     )
     attributed = any(device.cause_j for device in report.devices)
-    caption = (
-        "Joules of one average round. Device totals are those of the ledger; their division into causes is attributed "
-        "by time and idle power. Pale bars: predicted by the cost model."
+    caption = "Joules of one average round. " + (
+        "Device totals are those of the ledger; their division into causes is attributed by time and idle power."
         if attributed
-        else "Joules of one average round. The run did not attribute them to causes. Pale bars: predicted."
+        else "The run did not attribute them to causes."
     )
+    if report.predicted_cause_j:
+        caption += " Pale bars: predicted by the cost model."
     height = 44.0
     return _picture(
         "energy", draw, wide_px=70 + height * 0.72 * len(bars) + 8, narrow_px=70 + height * len(bars),
@@ -169,7 +172,11 @@ def timeline_picture(report: RunReport) -> Picture | None:
         ),
         alternative=f"Timeline of one round by device. {words}.",
         caption=" ".join(
-            ["What each device does during one round; thin lines are waiting. Both share one time scale.", *missing]
+            [
+                "What each device does during one round; thin lines are waiting.",
+                *(["Both drawings share one time scale."] if len(panels) > 1 else []),
+                *missing,
+            ]
         ),
         actions=_in_order({bar.action: 0.0 for _, bars in panels for bar in bars}),
     )
@@ -301,7 +308,7 @@ def _energy_scale(largest_j: float) -> tuple[float, str]:
 def _few_ticks(axes: Axes, axis: str, narrow: bool, *, whole: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    locator = MaxNLocator(nbins=4 if narrow else 8, integer=whole)
+    locator = MaxNLocator(nbins=4 if narrow else 8, integer=whole, steps=[1, 2, 2.5, 5, 10])
     (axes.xaxis if axis == "x" else axes.yaxis).set_major_locator(locator)
 
 

@@ -48,8 +48,11 @@ def write_report(
         RunError: The disk is full.
     """
     reports = [build_report(load_run(folder), intensity) for folder in folders]
-    base = build_report(load_run(against), intensity) if against is not None else None
-    beside = [*reports, base] if base is not None and base not in reports else reports
+    base = None
+    if against is not None:
+        same = [report for report in reports if report.run.path.resolve() == against.resolve()]
+        base = same[0] if same else build_report(load_run(against), intensity)
+    beside = reports if base is None or base in reports else [*reports, base]
     page = render_page(reports, against=base)
     target = folders[0] if output is None else output
     written = write_csv_files(target, beside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from greentrain.objective import Objective
 from greentrain.plan import Certificate, Plan
@@ -10,7 +10,16 @@ from greentrain_reports.energy import CAUSES, DeviceEnergy
 from greentrain_reports.markup import Html, chip, definitions, esc, exact, figure, gap, join, section, table
 from greentrain_reports.pictures import energy_picture, loss_picture, power_picture, timeline_picture
 from greentrain_reports.tables import ComparisonRow, RunReport
-from greentrain_reports.words import energy, number, seconds, signed_percent, size
+from greentrain_reports.words import (
+    column_of_energies,
+    energy,
+    joules_per_sample,
+    number,
+    percent,
+    seconds,
+    signed_percent,
+    size,
+)
 
 __all__ = [
     "comparison_section",
@@ -40,8 +49,8 @@ def joules_section(report: RunReport) -> Html:
         "measured": "Every joule of this run was read from a sensor of the device that took it.",
         "modelled": "No sensor was read in this run. Every joule is modelled: computed from how long each device was "
         "busy and from a model of its power. Read them as estimates, not as measurements.",
-        "mixed": "Some of these joules were read from sensors and some are modelled, computed from how long a device "
-        "was busy and from a model of its power. The list says which is which.",
+        "mixed": f"{_measured_share(report)} of these joules were read from sensors. The others are modelled: computed "
+        "from how long a device was busy and from a model of its power. The list says which is which.",
     }
     sentence = what.get(report.headline.source or "", "No joules were recorded in this run.")
     pairs = [
@@ -60,6 +69,14 @@ def joules_section(report: RunReport) -> Html:
     ]
     scope = "They cover the rounds of training, not start-up and evaluation; making the devices is not included."
     return section("joules", "What these joules are", Html(f"<p>{esc(sentence)} {esc(scope)}</p>"), definitions(pairs))
+
+
+def _measured_share(report: RunReport) -> str:
+    known = [(device.energy_j, device.source) for device in report.devices if device.energy_j is not None]
+    total_j = sum(energy_j for energy_j, _ in known)
+    if total_j <= 0 or any(source == "mixed" for _, source in known):
+        return "Some"
+    return percent(sum(energy_j for energy_j, source in known if source == "measured") / total_j)
 
 
 def reasons_section(report: RunReport) -> Html:
@@ -110,7 +127,7 @@ def comparison_section(report: RunReport) -> Html:
         ),
         table(
             "Predicted beside measured figures",
-            ("", "predicted", "recorded by the run", "difference", "source of the record"),
+            ("", "predicted", "recorded", "difference", "recorded source"),
             rows,
             numeric=(1, 2, 3),
         ),
@@ -143,19 +160,20 @@ def energy_section(report: RunReport) -> Html:
 def _energy_table(devices: Sequence[DeviceEnergy], total_j: float | None) -> Html:
     found = {cause for device in devices for cause in (device.cause_j or {})}
     causes = [*(cause for cause in CAUSES if cause in found), *sorted(found - set(CAUSES))]
+    unit, shown = column_of_energies(total_j or 0.0)
     rows = [
         (
             esc(device.device),
-            exact(device.energy_j, energy(device.energy_j)),
-            esc(f"± {energy(device.error_j)}") if device.error_j is not None else gap("not known"),
-            *(_cause_cell(device, cause) for cause in causes),
+            _energy_cell(device.energy_j, shown),
+            esc(f"± {shown(device.error_j)}") if device.error_j is not None else gap("not known"),
+            *(_cause_cell(device, cause, shown) for cause in causes),
             chip(device.source),
         )
         for device in devices
     ]
     last = len(causes) + 3
     blank = (Html(""),) * (len(causes) + 1)
-    foot = (esc("all"), exact(total_j, energy(total_j)), *blank, Html(""))
+    foot = (esc("all"), _energy_cell(total_j, shown), *blank, Html(""))
     exact_sum = (
         Html(
             f"<p class='small muted' style='margin-top:.6rem'>Exact sum over the whole run: "
@@ -170,7 +188,7 @@ def _energy_table(devices: Sequence[DeviceEnergy], total_j: float | None) -> Htm
             Html("<h3>Whole run</h3>"),
             table(
                 "Energy of the whole run by device and cause",
-                ("device", "energy", "±", *causes, "source"),
+                ("device", f"energy, {unit}", f"±, {unit}", *(f"{cause}, {unit}" for cause in causes), "source"),
                 rows,
                 numeric=tuple(range(1, last)),
                 foot=foot,
@@ -180,11 +198,15 @@ def _energy_table(devices: Sequence[DeviceEnergy], total_j: float | None) -> Htm
     )
 
 
-def _cause_cell(device: DeviceEnergy, cause: str) -> Html:
+def _energy_cell(energy_j: float | None, shown: Callable[[float], str]) -> Html:
+    return gap() if energy_j is None else exact(energy_j, shown(energy_j))
+
+
+def _cause_cell(device: DeviceEnergy, cause: str, shown: Callable[[float], str]) -> Html:
     if device.cause_j is None:
         return gap("not attributed")
     # A cause that the run did not list is none of its causes, which is not the same as 0 J.
-    return exact(device.cause_j[cause], energy(device.cause_j[cause])) if cause in device.cause_j else esc("–")
+    return _energy_cell(device.cause_j[cause], shown) if cause in device.cause_j else esc("–")
 
 
 def timeline_section(report: RunReport) -> Html:
@@ -232,7 +254,7 @@ def method_section(report: RunReport) -> Html:
         (
             "Carbon",
             esc(
-                f"{place.kg_per_kwh:g} kg CO2e per kWh ({place.place}, {place.year or 'year not stated'}; "
+                f"{place.kg_per_kwh:g} kg CO₂e per kWh ({place.place}, {place.year or 'year not stated'}; "
                 f"{place.source}). Operation only: the making of the devices (M of the Software Carbon Intensity, "
                 "ISO/IEC 21031) is not recorded."
             ),
@@ -279,14 +301,16 @@ def certificate_words(certificate: Certificate | None) -> str:
     how = f"{certificate.method}; {certificate.considered_n} plans were priced"
     if certificate.lower_bound is None or certificate.gap_ratio is None:
         return f"No bound is known for this plan ({how})."
-    bound = f"no plan of the searched space needs less than {number(certificate.lower_bound)} {certificate.unit}"
+    least = certificate.lower_bound
+    shown = joules_per_sample(least) if certificate.unit == "J/sample" else f"{number(least)} {certificate.unit}"
+    bound = f"no plan of the searched space needs less than {shown}"
     if certificate.gap_ratio <= 1e-9:
         return f"Proven best under the cost model: {bound} ({how})."
     return f"At most {certificate.gap_ratio * 100:.2g} % above the best possible under the cost model: {bound} ({how})."
 
 
 def _objective_words(objective: Objective) -> str:
-    words = {"energy": "least energy", "time": "least time", "edp": "least energy × time", "carbon": "least CO2e"}
+    words = {"energy": "least energy", "time": "least time", "edp": "least energy × time", "carbon": "least CO₂e"}
     text = words[objective.minimise]
     if objective.max_slowdown is not None:
         text += f", at most {objective.max_slowdown:g} × the round of the fastest plan"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from greentrain.units import Dimension, format_quantity
 
 __all__ = [
     "GAP",
     "carbon_mass",
+    "column_of_energies",
+    "count",
     "energy",
     "joules_per_sample",
     "number",
@@ -31,6 +36,11 @@ def number(value: float | None) -> str:
     if value == 0 or 1e-4 <= abs(value) < 1000:
         return f"{value:.3g}"
     return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 1000 else f"{value:.2e}"
+
+
+def count(value: int | None) -> str:
+    """A whole number with thin spaces between thousands."""
+    return GAP if value is None else f"{value:,}".replace(",", "\u202f")
 
 
 def energy(value_j: float | None) -> str:
@@ -68,6 +78,17 @@ def with_error(value_j: float | None, error_j: float | None) -> tuple[str, str]:
     return f"{number(value_j / factor)} ± {error_j / factor:.2g}", unit
 
 
+def column_of_energies(largest_j: float) -> tuple[str, Callable[[float], str]]:
+    """Unit and format of a column of energies, so that its cells can be compared and added up by eye.
+
+    Args:
+        largest_j: The largest energy of the column; it gets about five digits.
+    """
+    unit, factor = _unit(largest_j / 10, _ENERGY_UNITS)
+    decimals = max(4 - math.floor(math.log10(largest_j / factor)), 0) if largest_j > 0 else 0
+    return unit, lambda value_j: f"{value_j / factor:.{decimals}f}"
+
+
 def carbon_mass(value_kg: float | None) -> tuple[str, str]:
     """Number and unit of a mass of CO2e."""
     if value_kg is None:
@@ -85,7 +106,8 @@ def signed_percent(value_percent: float | None) -> str:
     """A difference in percent with its sign; an en dash where there is none."""
     if value_percent is None:
         return "–"
-    return f"{value_percent:+.1f} %".replace("-", "−")
+    rounded = round(value_percent, 1)
+    return "0.0 %" if rounded == 0 else f"{rounded:+.1f} %".replace("-", "−")
 
 
 def _quantity(value: float | None, dimension: Dimension) -> str:

@@ -212,7 +212,7 @@ def test_modelled_joules_say_so(written: ReportFiles) -> None:
     page = written.html.read_text()
     assert '<span class="chip mixed">mixed</span>' in page
     assert '<span class="chip modelled">modelled</span>' in page
-    assert "some are modelled" in page
+    assert "The others are modelled" in page
 
 
 def test_a_fully_modelled_run_is_called_an_estimate(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_carbon_travels_with_its_year_and_source(written: ReportFiles) -> None:
     assert report.headline.energy_j is not None
     assert report.headline.co2e_kg == co2e_kg(report.headline.energy_j, GRID)
     page = written.html.read_text()
-    assert "0.056 kg/kWh · FRA, 2023 · a table" in page
+    assert "0.056&nbsp;kg/kWh · FRA, 2023 · a table" in page
     row = _table(written.csv["runs.csv"])[0]
     assert (row["intensity_year"], row["intensity_source"]) == ("2023", "a table")
 
@@ -421,9 +421,17 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     page = files.html.read_text()
     assert "Runs side by side" in page
     assert "as both runs recorded" in page
+    assert '<td class="n">base</td>' in page
     saving = measured_saving(files.reports[0], files.reports[1])
     assert saving is not None
     assert saving.energy_percent == pytest.approx(50, abs=0.1)
+
+
+def test_the_base_may_be_one_of_the_runs(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "one"), make_run(tmp_path / "two", rounds_s=(0.2, 0.24, 0.28))
+    files = write_report([first, second], intensity=GRID, against=tmp_path / "one" / ".." / "two")
+    assert len(files.reports) == 2
+    assert files.html.read_text().count(">base<") == 1
 
 
 def test_columns_carry_units_and_are_explained(written: ReportFiles) -> None:
