@@ -100,7 +100,8 @@ def update(driver: NodeDriver, *, clock: Clock = time.monotonic) -> None:
 
 def next_tick_s(t_s: float, *, first_s: float, interval_s: float) -> float:
     """The next instant of the regular beat that lies ahead; missed beats are left out, never made up."""
-    return first_s + (int((t_s - first_s) / interval_s) + 1) * interval_s
+    # The small part keeps a wake-up right on the beat from giving that same beat again.
+    return first_s + (int((t_s - first_s) / interval_s + 1e-6) + 1) * interval_s
 
 
 def main(arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from greentrain.errors import NotSupportedError
 from greentrain.files import read_json, write_json
 from greentrain.power import PowerCurve
 from greentrain_harness.lab.cgroups import NodeCgroup
-from greentrain_harness.meters.boards import BOARDS, Board
+from greentrain_harness.meters.boards import BOARDS, Board, board_named
 from greentrain_harness.meters.ina3221 import open_meter
 from greentrain_harness.meters.trees import JetsonTree, write_jetson_tree
 
@@ -113,9 +113,11 @@ def board_of_kind(kind: str) -> Board:
     Raises:
         NotSupportedError: The kind is no Jetson; nothing else is emulated.
     """
-    for prefix, name in (*_BOARD_OF.items(), *((f"jetson-{board.name}", board.name) for board in BOARDS)):
-        if kind.startswith(f"{prefix}-") or kind == prefix:
-            return next(board for board in BOARDS if board.name == name)
+    names = {**{f"jetson-{board.name}": board.name for board in BOARDS}, **_BOARD_OF}
+    fitting = [prefix for prefix in names if kind == prefix or kind.startswith(f"{prefix}-")]
+    if fitting:
+        # The longest, so that a TX2 NX is no TX2.
+        return board_named(names[max(fitting, key=len)])
     raise NotSupportedError(
         f"device kind {kind!r} has no INA3221 board that the lab could emulate.",
         hint="Choose Jetson kinds, such as --kinds jetson-orin-nano-8gb,jetson-nano-4gb.",
