@@ -28,16 +28,14 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("greentrain.cli.train", "Run a plan; ledger, summary and model under runs/."),
     "report": ("greentrain.cli.report", "CSV and one self-contained HTML of a run."),
     "lab": ("greentrain.cli.lab", "An emulated edge cluster on this Linux machine (root)."),
-    "worker": ("greentrain.cli.worker", "One device's part of a run (started by train)."),
 }
-_HIDDEN = frozenset({"worker"})
 
 
 class _LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in _COMMANDS if name not in _HIDDEN]
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
@@ -45,7 +43,7 @@ class _LazyGroup(click.Group):
         return cast("click.Command", importlib.import_module(_COMMANDS[cmd_name][0]).command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, text) for name, (_, text) in _COMMANDS.items() if name not in _HIDDEN]
+        rows = [(name, text) for name, (_, text) in _COMMANDS.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

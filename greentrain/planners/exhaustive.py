@@ -75,7 +75,7 @@ def plan(problem: Problem, *, must_use: str | None = None) -> Plan:
             hint="Use --planner auto, fewer devices (--exclude), fewer operating points or smaller micro-batches.",
         )
     search = _Search(problem, must_use=must_use, time_limit_s=_time_limit_s(problem))
-    for micro_batch in problem.micro_batches:
+    for micro_batch in sorted(problem.micro_batches, reverse=True):  # Large ones soon give a good incumbent.
         search.run(micro_batch)
     if search.best is None:
         # The single-device candidates know which limit is broken, and by how much.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from greentrain.cluster import Cluster
 from greentrain.cost import stage_traffic
 from greentrain.ledger import (
     LedgerRow,
@@ -18,7 +19,6 @@ from greentrain.ledger import (
     totals_j,
     write_ledger,
 )
-from greentrain.objective import Problem
 from greentrain.plan import Estimate, Plan
 from greentrain.runtime.worker import RankResult, rank_ledger_path
 from greentrain.summary import Outcome
@@ -94,7 +94,7 @@ def round_losses(results: Sequence[RankResult]) -> list[float]:
 def measured_outcome(
     rows: Sequence[LedgerRow],
     plan: Plan,
-    problem: Problem,
+    cluster: Cluster,
     *,
     duration_s: float | None,
     peak_bytes: Mapping[str, int],
@@ -107,7 +107,7 @@ def measured_outcome(
     Args:
         rows: The ledger.
         plan: What ran.
-        problem: Power curves and links.
+        cluster: Power curves and links.
         duration_s: Seconds of training; None for a run that was cut short: then from the rows.
         peak_bytes: Measured memory by device; empty when not known.
     """
@@ -125,7 +125,7 @@ def measured_outcome(
         error_j_per_sample=sum(errors_uj) / 1e6 / samples if errors_uj and samples else None,
         samples_per_s=samples / seconds if seconds > 0 and samples else None,
         step_s=lengths[len(lengths) // 2] if lengths else None,
-        energy_j={name: _causes(name, joules, rows, plan, problem) for name, joules in by_device.items()},
+        energy_j={name: _causes(name, joules, rows, plan, cluster) for name, joules in by_device.items()},
         peak_bytes=dict(peak_bytes),
         source=next(iter(sources)) if len(sources) == 1 else "mixed" if sources else "modelled",
     )
@@ -150,16 +150,16 @@ def _round_lengths(steps: Sequence[LedgerRow]) -> list[float]:
     return [row.duration_s for row in steps if row.rank == first]
 
 
-def _causes(name: str, energy_j: float, rows: Sequence[LedgerRow], plan: Plan, problem: Problem) -> dict[str, float]:
+def _causes(name: str, energy_j: float, rows: Sequence[LedgerRow], plan: Plan, cluster: Cluster) -> dict[str, float]:
     index = next(number for number, stage in enumerate(plan.stages) if name in stage.devices)
     stage = plan.stages[index]
     position = stage.devices.index(name)
-    curve = problem.cluster.device(name).curve(stage.points[position])
+    curve = cluster.device(name).curve(stage.points[position])
     own = [row for row in rows if row.device == name]
     total_s = sum(row.duration_s for row in own if row.action == "step")
     rounds = sum(row.action == "step" for row in own)
     busy_s = sum(row.duration_s for row in own if row.action in ("forward", "backward", "update"))
-    traffic = stage_traffic(plan, index, problem.cluster)[position]
+    traffic = stage_traffic(plan, index, cluster)[position]
     weights = (
         curve.busy_w * busy_s,
         curve.idle_w * max(total_s - busy_s, 0.0),

@@ -80,7 +80,7 @@ def run_workers(commands: Sequence[WorkerCommand], report: Callable[[Progress], 
     workers: list[_Worker] = []
     try:
         for command in commands:
-            workers.append(_start(command, progress))
+            workers += [_start(command, progress)]
         while any(worker.process.poll() is None for worker in workers):
             _drain(progress, report)
             if any(worker.process.poll() not in (None, 0) for worker in workers):

@@ -23,7 +23,7 @@ from greentrain.reading import EnergyRecorder
 from greentrain.runtime.executor import Executor, TimedAction
 from greentrain.runtime.group import Hello, RunGroup, join
 from greentrain.training_data import TrainingData
-from greentrain.workloads.workload import Tensors, Workload, block_outputs
+from greentrain.workloads.workload import Tensors, Workload, block_outputs, structure_sha256
 
 __all__ = ["Job", "Progress", "RankResult", "Trained", "TrainedModel", "rank_ledger_path", "train"]
 
@@ -40,12 +40,12 @@ class Job:
         run: Name of the run.
         plan: The plan.
         plan_sha256: Hash of the plan; all ranks must agree.
-        structure_sha256: Hash of the model; all ranks must agree.
         device: This device.
         board: Ranks on one board share its meter.
         workload: The model.
         data: The samples.
         epochs: Passes over the training samples.
+        max_rounds: Stop after so many rounds; None: after the epochs.
         seed: Weights and order of the samples.
         run_dir: Where this rank's ledger goes.
         host: Address of rank 0.
@@ -57,12 +57,12 @@ class Job:
     run: str
     plan: Plan
     plan_sha256: str
-    structure_sha256: str
     device: str
     board: str
     workload: Workload
     data: TrainingData
     epochs: int
+    max_rounds: int | None
     seed: int
     run_dir: Path
     host: str
@@ -195,7 +195,7 @@ def _join(job: Job) -> RunGroup:
     hello = Hello(
         device=job.device,
         plan_sha256=job.plan_sha256,
-        structure_sha256=job.structure_sha256,
+        structure_sha256=job.plan.structure_sha256,
         data=f"{job.data.name}, {len(targets)} samples, inputs {[list(a.shape[1:]) for a in job.data.train_inputs]}",
         torch=torch.__version__,
         board=job.board,
@@ -217,6 +217,13 @@ def _make_executor(job: Job) -> Executor:
     blocks = job.workload.build(job.seed)
     example, _ = job.workload.example(1)
     outputs_L = block_outputs(blocks, example)
+    built = structure_sha256(blocks, outputs_L)
+    if built != plan.structure_sha256:
+        raise UsageError(
+            f"plan: made for a model {plan.model!r} with structure {plan.structure_sha256[:12]}, "
+            f"this machine builds {built[:12]}.",
+            hint="Install the same versions on every device, then measure and schedule again.",
+        )
     incoming = outputs_L[stage.start - 1] if index > 0 else ()
     own = blocks[stage.start : stage.stop]
     return Executor(
@@ -265,28 +272,35 @@ class _Trainer:
     losses: list[float] = field(default_factory=list[float])
     cpu_s: list[float] = field(default_factory=list[float])
 
+    @property
+    def rounds_n(self) -> int:
+        """Rounds of the whole run."""
+        rounds = self.rounds_per_epoch * self.job.epochs
+        return rounds if self.job.max_rounds is None else min(rounds, self.job.max_rounds)
+
     def run(self) -> float:
-        """Train all epochs; returns the seconds from the start barrier to the end of the last round."""
+        """Train all rounds; returns the seconds from the start barrier to the end of the last round."""
         job = self.job
         writer = LedgerWriter(rank_ledger_path(job.run_dir, self.group.rank))
         try:
             self.group.barrier()
             begin_s = end_s = time.monotonic()
             cpu_s = time.process_time()
-            for epoch in range(job.epochs):
-                order = np.random.default_rng((job.seed, epoch)).permutation(len(job.data.train_targets))
-                for number in range(self.rounds_per_epoch):
-                    chosen = order[number * job.plan.batch : (number + 1) * job.plan.batch]
-                    loss, timed = self.executor.run_round(_RoundRows(job, chosen))
-                    start_s, end_s = end_s, time.monotonic()
-                    cpu_before_s, cpu_s = cpu_s, time.process_time()
-                    step = epoch * self.rounds_per_epoch + number
-                    added = self._rows_of(step, timed, begin_s=begin_s, start_s=start_s, end_s=end_s)
-                    writer.append(added)
-                    self.rows += added
-                    self.losses.append(loss)
-                    self.cpu_s.append(cpu_s - cpu_before_s)
-                    self._report(step, epoch, loss, end_s - begin_s)
+            order = np.empty(0, dtype=np.int64)
+            for step in range(self.rounds_n):
+                epoch, number = divmod(step, self.rounds_per_epoch)
+                if number == 0:
+                    order = np.random.default_rng((job.seed, epoch)).permutation(len(job.data.train_targets))
+                chosen = order[number * job.plan.batch : (number + 1) * job.plan.batch]
+                loss, timed = self.executor.run_round(_RoundRows(job, chosen))
+                start_s, end_s = end_s, time.monotonic()
+                cpu_before_s, cpu_s = cpu_s, time.process_time()
+                added = self._rows_of(step, timed, begin_s=begin_s, start_s=start_s, end_s=end_s)
+                writer.append(added)
+                self.rows += added
+                self.losses.append(loss)
+                self.cpu_s.append(cpu_s - cpu_before_s)
+                self._report(step, epoch, loss, end_s - begin_s)
             return end_s - begin_s
         finally:
             writer.close()
@@ -323,8 +337,9 @@ class _Trainer:
             return
         # Its rows are a sample of the round's; the exact loss is added up after the run.
         weight = stage.shares[0] / self.job.plan.micro_batch
-        steps = self.rounds_per_epoch * self.job.epochs
-        self.report(Progress(step=step + 1, steps=steps, epoch=epoch + 1, loss=loss / weight, elapsed_s=elapsed_s))
+        self.report(
+            Progress(step=step + 1, steps=self.rounds_n, epoch=epoch + 1, loss=loss / weight, elapsed_s=elapsed_s)
+        )
 
 
 def _gather_parameters(plan: Plan, executor: Executor, group: RunGroup) -> TrainedModel:

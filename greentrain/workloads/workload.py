@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ __all__ = [
     "block_outputs",
     "build_seeded",
     "run_blocks",
+    "structure_sha256",
 ]
 
 Tensors = tuple[Tensor, ...]
@@ -151,3 +154,24 @@ def block_outputs(blocks: Sequence[nn.Module], inputs: Tensors) -> list[tuple[Te
             )
             tensors = tuple(output.detach().requires_grad_(output.requires_grad) for output in outputs)
     return specs
+
+
+def structure_sha256(blocks: Sequence[nn.Module], outputs_L: Sequence[tuple[TensorSpec, ...]]) -> str:
+    """Hash of block names, parameter names, shapes and types, and outputs: equal on devices with one model.
+
+    Args:
+        blocks: All blocks of the model.
+        outputs_L: What leaves each of them, from :func:`block_outputs`.
+    """
+    structure = [
+        {
+            "name": name,
+            "parameters": [
+                [key, list(parameter.shape), str(parameter.dtype), parameter.requires_grad]
+                for key, parameter in block.named_parameters()
+            ],
+            "outputs": [[list(spec.shape), str(spec.dtype)] for spec in outputs],
+        }
+        for name, block, outputs in zip(block_names(blocks), blocks, outputs_L, strict=True)
+    ]
+    return hashlib.sha256(msgspec.json.encode(structure, order="sorted")).hexdigest()

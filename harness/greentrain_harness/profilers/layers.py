@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from greentrain._checks import require, require_positive
 from greentrain.device import Provenance
 from greentrain.errors import UsageError
 from greentrain.profile import LayerProfile, LayerTimes, ModelProfile
 from greentrain.reading import Clock
-from greentrain.workloads.workload import Tensors, TensorSpec, Workload, block_names, block_outputs, run_blocks
+from greentrain.workloads.workload import (
+    Tensors,
+    Workload,
+    block_names,
+    block_outputs,
+    run_blocks,
+    structure_sha256,
+)
 from greentrain_harness.environment import host_description, package_versions
 
 __all__ = ["DEFAULT_BATCHES", "profile_model", "time_layers"]
@@ -59,12 +64,13 @@ def profile_model(workload: Workload) -> ModelProfile:
                 gradient_bytes=sum(spec.row_bytes for spec in outputs if spec.needs_gradient),
                 stash_bytes=-(-stash.size_bytes // _PROFILE_ROWS),
                 forward_flop=_forward_flop(block, tensors) / _PROFILE_ROWS,
+                frozen_bytes=sum(parameter.nbytes for parameter in block.parameters() if not parameter.requires_grad),
             )
         )
         tensors = _detached(results)
     return ModelProfile(
         model=workload.name,
-        structure_sha256=_structure_sha256(names, blocks, outputs_L),
+        structure_sha256=structure_sha256(blocks, outputs_L),
         layers=tuple(layers),
         input_bytes=sum(tensor.nbytes for tensor in inputs) // _PROFILE_ROWS,
     )
@@ -99,8 +105,16 @@ def _unpack(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _cpu_attention_flop(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_args: object, **_kwargs: object
+) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
 def _forward_flop(block: nn.Module, tensors: Tensors) -> int:
-    counter = FlopCounterMode(display=False)
+    # The counter knows the fused attention of GPUs only.
+    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flop}
+    counter = FlopCounterMode(display=False, custom_mapping=attention)
     # Not under no_grad: the counter's module tracker fails on views that are made there.
     with counter:
         run_blocks((block,), tuple(tensor.detach() for tensor in tensors))
@@ -110,23 +124,6 @@ def _forward_flop(block: nn.Module, tensors: Tensors) -> int:
 def _detached(outputs: Tensors) -> Tensors:
     """The same values as leaves, as the next stage of a pipeline receives them."""
     return tuple(output.detach().requires_grad_(output.requires_grad) for output in outputs)
-
-
-def _structure_sha256(
-    names: Sequence[str], blocks: Sequence[nn.Module], outputs_L: Sequence[tuple[TensorSpec, ...]]
-) -> str:
-    structure = [
-        {
-            "name": name,
-            "parameters": [
-                [key, list(parameter.shape), str(parameter.dtype), parameter.requires_grad]
-                for key, parameter in block.named_parameters()
-            ],
-            "outputs": [[list(spec.shape), str(spec.dtype)] for spec in outputs],
-        }
-        for name, block, outputs in zip(names, blocks, outputs_L, strict=True)
-    ]
-    return hashlib.sha256(msgspec.json.encode(structure, order="sorted")).hexdigest()
 
 
 def time_layers(

@@ -1,0 +1,58 @@
+"""A plan in words and a small table."""
+
+from __future__ import annotations
+
+from greentrain.objective import Problem
+from greentrain.plan import Plan, parallelism_name
+from greentrain.units import format_quantity
+
+__all__ = ["plan_text", "price_line"]
+
+
+def price_line(plan: Plan) -> str:
+    """One line: parallelism, devices, J/sample and samples/s."""
+    price = plan.estimate
+    assert price is not None
+    return (
+        f"{parallelism_name(plan)} on {', '.join(plan.devices)}: {price.energy_j_per_sample:.4g} J/sample, "
+        f"{price.samples_per_s:.4g} samples/s (modelled)"
+    )
+
+
+def plan_text(plan: Plan, problem: Problem) -> str:
+    """The plan as a person wants to read it."""
+    price = plan.estimate
+    assert price is not None
+    lines = [
+        f"Plan for {plan.model}: {price_line(plan)}",
+        f"  batch {plan.batch} = {plan.micro_batches_n} micro-batches of {plan.micro_batch}; "
+        f"round {format_quantity(price.step_s, 'time')}; planner {plan.planner}",
+        "",
+        f"  {'stage':5} {'layers':8} {'device':16} {'rows':>5} {'point':10} {'busy':>5} {'energy':>10} {'memory':>9}",
+    ]
+    for index, stage in enumerate(plan.stages):
+        for device, share, point in zip(stage.devices, stage.shares, stage.points, strict=True):
+            energy_j = sum(price.energy_j[device].values()) / plan.batch
+            lines.append(
+                f"  {index:<5} {f'{stage.start}-{stage.stop - 1}':8} {device:16} {share:>5} {point:10} "
+                f"{price.busy_s[device] / price.step_s:>5.0%} {energy_j:>8.3g} J "
+                f"{format_quantity(price.peak_bytes[device], 'bytes'):>9}"
+            )
+    sources = {device.power.source for device in problem.cluster.devices if device.id in plan.devices}
+    lines.append(f"  (energy per sample; device power curves: {' and '.join(sorted(sources))})")
+    if plan.certificate is not None:
+        lines += ["", f"Proof: {_proof(plan)}"]
+    if plan.reasons:
+        lines += ["", "Why these devices:"]
+        lines += [f"  {device}: {reason}" for device, reason in plan.reasons.items()]
+    return "\n".join(lines)
+
+
+def _proof(plan: Plan) -> str:
+    certificate = plan.certificate
+    assert certificate is not None
+    if certificate.gap_ratio is None or certificate.lower_bound is None:
+        return f"none ({certificate.method})"
+    gap = "optimal under the cost model" if certificate.gap_ratio == 0 else f"within {certificate.gap_ratio:.1%}"
+    bound = f"lower bound {certificate.lower_bound:.4g} {certificate.unit}"
+    return f"{gap}, {bound}; {certificate.method} ({certificate.considered_n} priced)"

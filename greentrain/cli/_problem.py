@@ -1,0 +1,169 @@
+"""From the work folder's files to a Problem, for the commands that plan, simulate and train."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from greentrain.cli._cluster import load_cluster
+from greentrain.cluster import Cluster
+from greentrain.cluster_file import ClusterFile
+from greentrain.errors import UsageError
+from greentrain.files import read_json
+from greentrain.objective import Objective, Optimizer, Problem
+from greentrain.plan import PLAN_SCHEMA, Plan, check_cluster, check_model
+from greentrain.profile import LayerTimes, ModelProfile
+from greentrain.profile_files import model_names, read_model_profile
+
+__all__ = [
+    "Selection",
+    "choose_model",
+    "load_plan",
+    "make_problem",
+    "model_for_cluster",
+    "problem_of_plan",
+    "select_devices",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which devices may take part, and why the others may not.
+
+    Attributes:
+        cluster: The devices that may.
+        left_out: Device id to the reason.
+    """
+
+    cluster: Cluster
+    left_out: dict[str, str]
+
+
+def choose_model(profiles: Path, name: str | None) -> str:
+    """The model that is asked for, or the only one that was profiled.
+
+    Raises:
+        UsageError: None was profiled, or several were and none is named.
+    """
+    if name is not None:
+        return name
+    known = model_names(profiles)
+    if len(known) == 1:
+        return known[0]
+    if not known:
+        raise UsageError(f"{profiles}: holds no model profile.", hint="Run: greentrain measure --model digits-cnn")
+    raise UsageError(f"{profiles}: holds {len(known)} models ({', '.join(known)}).", hint="Choose one with --model.")
+
+
+def select_devices(
+    file: ClusterFile, cluster: Cluster, *, include: Collection[str], exclude: Collection[str], simulated: bool
+) -> Selection:
+    """Apply --include, --exclude and --simulated.
+
+    Without ``--simulated`` only devices that can run are kept, unless no device can.
+
+    Raises:
+        UsageError: An unknown device is named, or none is left.
+    """
+    for name in (*include, *exclude):
+        cluster.device(name)
+    runnable = {entry.id for entry in file.device if entry.can_run}
+    left_out: dict[str, str] = {}
+    for device in cluster.devices:
+        if device.id in exclude:
+            left_out[device.id] = "left out by --exclude"
+        elif include and device.id not in include:
+            left_out[device.id] = "left out by --include"
+        elif runnable and not simulated and device.id not in runnable and device.id not in include:
+            left_out[device.id] = "cannot run here (a catalogue device without launch); --simulated plans with it"
+    kept = tuple(device.id for device in cluster.devices if device.id not in left_out)
+    if not kept:
+        raise UsageError("no device is left to plan with.", hint="Relax --include and --exclude.")
+    return Selection(cluster=cluster.restricted_to(kept), left_out=left_out)
+
+
+def model_for_cluster(profiles: Path, model: str, file: ClusterFile, cluster: Cluster) -> ModelProfile:
+    """The model with layer times for every device: measured ones, and modelled ones for catalogue kinds.
+
+    Raises:
+        UsageError: A measured device was never timed with this model.
+    """
+    profile = read_model_profile(profiles, model)
+    catalogue = {entry.id for entry in file.device if entry.kind is not None}
+    times = {(entry.kind, entry.point): entry for entry in profile.times}
+    for device in cluster.devices:
+        for point in device.points:
+            key = (device.kind, point.name)
+            if key in times:
+                continue
+            if device.id in catalogue:
+                times[key] = _modelled(profile, device.kind, point.name)
+            else:
+                raise UsageError(
+                    f"{profiles}: no times of model {model!r} for device {device.id!r} at point {point.name!r}.",
+                    hint=f"Run on it: greentrain measure --id {device.id} --model {model}",
+                )
+    return profile.with_times(times.values())
+
+
+def _modelled(profile: ModelProfile, kind: str, point: str) -> LayerTimes:
+    from greentrain_datasets.catalogue import modelled_layer_times
+
+    return modelled_layer_times(profile, kind, point)
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        UsageError: Missing, damaged, or no plan.
+    """
+    return read_json(path, Plan, schema=PLAN_SCHEMA)
+
+
+def problem_of_plan(plan: Plan, cluster_path: Path, profiles: Path) -> tuple[ClusterFile, Problem]:
+    """The problem that a plan belongs to, with only the devices that its price counts.
+
+    Raises:
+        UsageError: The plan is for another model, or names unknown devices or points.
+    """
+    file, cluster = load_cluster(cluster_path)
+    check_cluster(plan, cluster)
+    counted = plan.devices if plan.estimate is None else tuple({*plan.devices, *plan.estimate.energy_j})
+    cluster = cluster.restricted_to(counted)
+    model = model_for_cluster(profiles, plan.model, file, cluster)
+    check_model(plan, model)
+    problem = make_problem(
+        model, cluster, plan.objective, batch=plan.batch, micro_batches=(plan.micro_batch,), optimizer=plan.optimizer
+    )
+    return file, problem
+
+
+def make_problem(
+    model: ModelProfile,
+    cluster: Cluster,
+    objective: Objective,
+    *,
+    batch: int,
+    micro_batches: Iterable[int],
+    optimizer: Optimizer,
+) -> Problem:
+    """A checked problem.
+
+    Raises:
+        UsageError: A micro-batch does not divide the batch, or another field is wrong.
+    """
+    try:
+        return Problem(
+            model=model,
+            cluster=cluster,
+            objective=objective,
+            batch=batch,
+            micro_batches=tuple(micro_batches),
+            optimizer=optimizer,
+        )
+    except (ValueError, msgspec.ValidationError) as error:
+        raise UsageError(f"{error}.", hint="Check --batch and --micro-batch.") from error

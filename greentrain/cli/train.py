@@ -1,0 +1,86 @@
+"""``greentrain train``: run a plan. Without ``--as`` it starts every worker; with it, it is one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, sysroot_option
+from greentrain.cli._problem import load_plan
+from greentrain.units import format_quantity
+
+if TYPE_CHECKING:
+    from greentrain.summary import Summary
+
+__all__ = ["command"]
+
+
+@click.command("train")
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("--run", "run", metavar="NAME", help="Folder under runs/; the model's name and a number by default.")
+@click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), default=CLUSTER_FILE, show_default=True)
+@click.option("--profiles", type=click.Path(path_type=Path), default=PROFILES_DIR, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data; the workload's own by default.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Stop after so many optimizer steps.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Weights and order of the samples.")
+@click.option("--as", "device", metavar="DEVICE", help="Be this device's worker; start one on every device.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Address of the plan's first device, with --as.")
+@json_option
+@sysroot_option
+def command(
+    plan_path: Path, run: str | None, cluster_path: Path, profiles: Path, epochs: int | None, rounds: int | None,
+    seed: int, device: str | None, coordinator: str | None, as_json: bool, sysroot: Path,
+) -> None:  # fmt: skip
+    """Run PLAN: ledger, summary and trained model under runs/NAME.
+
+    The devices that cluster.toml launches are started here. Where your boards share no launcher, run the
+    same command by hand on every board of the plan with --as DEVICE --coordinator HOST:PORT --run NAME.
+    """
+    from greentrain.cli._run import RunOptions, launch_run, work
+
+    plan = load_plan(plan_path)
+    options = RunOptions(
+        run=run, plan_path=plan_path, cluster_path=cluster_path, profiles=profiles, epochs=epochs, rounds=rounds,
+        seed=seed, sysroot=sysroot,
+    )  # fmt: skip
+    if (device is None) != (coordinator is None):
+        raise click.UsageError("--as and --coordinator go together.")
+    if device is not None and coordinator is not None:
+        work(plan, options, device=device, coordinator=coordinator)
+        return
+    folder, summary = launch_run(plan, options, quiet=as_json)
+    if as_json:
+        emit_json(summary)
+    else:
+        click.echo(_text(folder, summary))
+
+
+def _text(folder: Path, summary: Summary) -> str:
+    measured, predicted = summary.measured, summary.predicted
+
+    def beside(measured_value: float | None, predicted_value: float | None, unit: str) -> str:
+        if measured_value is None or predicted_value is None:
+            return "not measured"
+        difference = predicted_value / measured_value - 1
+        return f"{measured_value:.4g} {unit} (predicted {predicted_value:.4g}, {difference:+.1%})"
+
+    error = summary.error_j_per_sample
+    lines = [
+        f"{summary.run}: {summary.model}, {summary.parallelism} on {', '.join(summary.devices)}, "
+        f"{summary.rounds} rounds, {summary.epochs:.3g} epochs in {format_quantity(summary.duration_s, 'time')}",
+        f"  energy      {beside(measured.joules_per_sample, predicted.joules_per_sample, 'J/sample')}"
+        f"{f' ± {error:.2g}' if error is not None else ''}, source={summary.source}",
+        f"  throughput  {beside(measured.samples_per_s, predicted.samples_per_s, 'samples/s')}",
+        f"  total       {format_quantity(summary.energy_j, 'energy')}",
+    ]
+    if summary.loss is not None:
+        lines.append(f"  loss        {summary.loss:.4f}")
+    if summary.accuracy is not None and summary.accuracy_baseline is not None:
+        lines.append(
+            f"  accuracy    {summary.accuracy:.1%} of {summary.test_samples} held-out samples "
+            f"(most frequent class: {summary.accuracy_baseline:.1%})"
+        )
+    lines.append(f"Written: {folder}/ledger.csv, summary.json, model.safetensors; next: greentrain report {folder}")
+    return "\n".join(lines)
