@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from greentrain.ledger import LedgerRow, split_energy_j, total_energy_j
+from greentrain.ledger import LedgerRow, energy_uj, split_energy_j, total_energy_j
 
 __all__ = [
     "CAUSES",
@@ -107,7 +107,7 @@ def total_error_j(rows: Iterable[LedgerRow]) -> float | None:
     """± of the rows together, joules: added up, as errors of one sensor do not cancel. None if one is unknown."""
     errors_j = [row.error_j for row in rows]
     known_j = [error_j for error_j in errors_j if error_j is not None]
-    return sum(known_j) if known_j and len(known_j) == len(errors_j) else None
+    return sum(map(energy_uj, known_j)) / 1e6 if known_j and len(known_j) == len(errors_j) else None
 
 
 def source_of(sources: Iterable[str]) -> str | None:
