@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import tarfile
+import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -20,6 +22,7 @@ __all__ = ["FETCH_COMMAND", "TEXT_HINT", "data_folders", "load", "read_snippets"
 
 TEXT_FILE = "movieReviewSnippets_GroundTruth.txt"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
+_INNER = "hutto_ICWSM_2014.tar.gz"
 FETCH_COMMAND = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d ~/.cache/greentrain"
 TEXT_HINT = "Run: pip install 'greentrain[text]'"
 
@@ -68,26 +71,32 @@ def read_snippets() -> tuple[list[str], list[float]]:
     """
     path, raw = _find()
     seen: dict[str, float] = {}
-    for number, line in enumerate(raw.decode("utf-8").splitlines(), start=1):
+    try:
+        lines = raw.decode("utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"byte {error.start} is not UTF-8 text") from error
+    for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
         try:
             rating, text = float(fields[1]), fields[2].strip()
         except (IndexError, ValueError) as error:
-            raise UsageError(
-                f"{path}: line {number} is {line[:40]!r}, expected number, rating and sentence with tabs between.",
-                hint=f"Delete the file and fetch it again: {FETCH_COMMAND}",
-            ) from error
+            seen_here = f"line {number} is {line[:40]!r}, expected number, rating and sentence with tabs between"
+            raise _damaged(path, seen_here) from error
         if rating != 0 and text:
             seen.setdefault(text, rating)
+    if len(seen) < TRAIN_N + TEST_N:
+        raise _damaged(path, f"{len(seen)} rated sentences, expected at least {TRAIN_N + TEST_N}")
     return list(seen), list(seen.values())
 
 
 def _find() -> tuple[Path, bytes]:
     for folder in data_folders():
-        if (folder / TEXT_FILE).is_file():
-            return folder / TEXT_FILE, (folder / TEXT_FILE).read_bytes()
-        if (folder / SDIST).is_file():
-            return folder / SDIST, _read_sdist(folder / SDIST)
+        for path, read in ((folder / TEXT_FILE, Path.read_bytes), (folder / SDIST, _read_sdist)):
+            if path.is_file():
+                try:
+                    return path, read(path)
+                except OSError as error:
+                    raise _damaged(path, f"it cannot be read ({error})") from error
     searched = ", ".join(str(folder) for folder in data_folders())
     raise UnavailableError(
         f"the movie reviews are not on this machine: no {TEXT_FILE} or {SDIST} in {searched}.",
@@ -98,19 +107,27 @@ def _find() -> tuple[Path, bytes]:
 def _read_sdist(path: Path) -> bytes:
     """The sentences lie in a tarball inside the tarball; nothing is extracted to disk."""
     try:
-        with tarfile.open(path) as outer:
-            inner_name = next(name for name in outer.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz"))
-            with tarfile.open(fileobj=outer.extractfile(inner_name)) as inner:
-                name = next(name for name in inner.getnames() if name.endswith(TEXT_FILE))
-                member = inner.extractfile(name)
-                if member is None:
-                    raise tarfile.ReadError(f"{name} is not a file")
-                return member.read()
-    except (tarfile.TarError, EOFError, StopIteration, OSError) as error:
-        raise UsageError(
-            f"{path}: cannot be read as the source distribution of vaderSentiment 3.3.2.",
-            hint=f"Delete it and fetch it again: {FETCH_COMMAND}",
-        ) from error
+        with (
+            tarfile.open(path) as outer,
+            tarfile.open(fileobj=_member(outer, _INNER)) as inner,
+            _member(inner, TEXT_FILE) as text,
+        ):
+            return text.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise _damaged(path, f"it is not the source distribution of vaderSentiment 3.3.2 ({error})") from error
+
+
+def _member(archive: tarfile.TarFile, ending: str) -> IO[bytes]:
+    for member in archive:
+        if member.isfile() and member.name.endswith(ending):
+            stream = archive.extractfile(member)
+            if stream is not None:
+                return stream
+    raise tarfile.ReadError(f"no {ending} in it")
+
+
+def _damaged(path: Path, seen: str) -> UsageError:
+    return UsageError(f"{path}: {seen}.", hint=f"Delete the file and fetch it again: {FETCH_COMMAND}")
 
 
 def tokenize(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,185 @@
+"""The layer profiler: what it counts, and how it turns clocks into times."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from greentrain.errors import UsageError
+from greentrain.workloads import load_workload
+from greentrain.workloads.workload import Tensors, Workload, build_seeded, run_blocks
+from greentrain_harness.profilers.layers import profile_model, time_layers
+
+
+class Masked(nn.Module):
+    """Passes a mask through, as text models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(hidden), mask
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return self.linear(hidden * mask)
+
+
+def example(n: int) -> tuple[Tensors, Tensor]:
+    return (torch.ones(n, 6), torch.ones(n, 1, dtype=torch.uint8)), torch.zeros(n, dtype=torch.int64)
+
+
+def frozen_masked() -> nn.Module:
+    return Masked().requires_grad_(False)
+
+
+def tiny(*makers: Callable[[], nn.Module]) -> Workload:
+    return Workload(
+        name="tiny", description="", dataset="digits", build=lambda seed: build_seeded(makers, seed),
+        example=example, loss=nn.functional.cross_entropy, optimizer="adam", learning_rate=1e-3,
+        batch=8, micro_batches=(4, 8), epochs=1, target_accuracy=0.5,
+    )  # fmt: skip
+
+
+class Ticks:
+    """A clock that advances by one second per look."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "digits-vit"])
+def test_bytes_equal_what_the_tensors_hold(name: str) -> None:
+    workload = load_workload(name)
+    profile = profile_model(workload)
+    blocks = workload.build(5)
+    tensors = workload.example(7)[0]
+    assert profile.input_bytes == sum(tensor.nbytes for tensor in tensors) / 7
+    for block, layer in zip(blocks, profile.layers, strict=True):
+        tensors = run_blocks((block,), tensors)
+        assert layer.activation_bytes == layer.gradient_bytes == sum(tensor.nbytes for tensor in tensors) / 7
+        assert layer.param_bytes == sum(parameter.nbytes for parameter in block.parameters())
+        assert layer.stash_bytes > 0
+        assert layer.forward_flop > 0
+
+
+def test_counts_of_linear_blocks_by_hand() -> None:
+    first, second, head = profile_model(tiny(Masked, Masked, Head)).layers
+    assert first.param_bytes == (6 * 6 + 6) * 4
+    assert (first.activation_bytes, first.gradient_bytes) == (6 * 4 + 1, 6 * 4)
+    # A linear layer keeps its input and nothing else; its weights are not part of the stash.
+    assert first.stash_bytes == second.stash_bytes == 6 * 4
+    assert first.forward_flop == 2 * 6 * 6
+    assert head.forward_flop == 2 * 6 * 3
+    assert head.activation_bytes == 3 * 4
+
+
+def test_fused_attention_is_counted() -> None:
+    _, encoder, *_ = profile_model(load_workload("digits-vit")).layers
+    linear, attention = 2 * 16 * 64 * 64 * 12, 2 * 2 * 16 * 16 * 64
+    assert encoder.forward_flop == linear + attention
+
+
+def test_nothing_crosses_backwards_behind_frozen_blocks() -> None:
+    first, second, third, _ = profile_model(tiny(frozen_masked, frozen_masked, Masked, Head)).layers
+    for frozen in (first, second):
+        assert (frozen.param_bytes, frozen.gradient_bytes, frozen.stash_bytes) == (0, 0, 0)
+        assert frozen.activation_bytes == 25
+    assert third.gradient_bytes == 24
+    # A frozen block behind a trainable one still passes gradients on.
+    assert profile_model(tiny(Masked, frozen_masked, Head)).layers[1].gradient_bytes == 24
+
+
+def test_structure_hash_follows_the_structure_only() -> None:
+    def wide() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Linear(12, 10))
+
+    def narrow() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 11), nn.Linear(11, 10))
+
+    def of(maker: Callable[[], nn.Module]) -> str:
+        cnn = load_workload("digits-cnn")
+
+        def build(seed: int) -> list[nn.Module]:
+            return build_seeded([maker], seed)
+
+        return profile_model(dataclasses.replace(cnn, build=build)).structure_sha256
+
+    assert of(wide) == of(wide) != of(narrow)
+    frozen = tiny(frozen_masked, Head)
+    assert profile_model(frozen).structure_sha256 != profile_model(tiny(Masked, Head)).structure_sha256
+
+
+def test_times_of_a_pass_add_up_to_its_mean_by_the_wall_clock() -> None:
+    times = time_layers(
+        tiny(Masked, Masked, Head), kind="board", point="current", provenance_command="test",
+        seconds_budget=200.0, wall=Ticks(), cpu=Ticks(),
+    )  # fmt: skip
+    assert times.batch_B == (1, 2, 4, 8)
+    assert (times.model, times.kind, times.point) == ("tiny", "board", "current")
+    for column in range(4):
+        parts = [row[column] for row in (*times.forward_s_LB, *times.backward_s_LB)]
+        # Every pass takes one tick of the wall, every block one tick of the processor.
+        assert parts == pytest.approx([1 / 6] * 6)
+    assert times.update_s_L == pytest.approx((42 / 105, 42 / 105, 21 / 105))
+    assert times.provenance.trials_n == 5
+    assert times.provenance.spread_ratio == 0
+    assert "left out" not in times.provenance.note
+
+
+def test_sizes_beyond_the_budget_are_left_out_and_named() -> None:
+    times = time_layers(
+        tiny(Masked, Head), kind="board", point="current", provenance_command="test", seconds_budget=12.0,
+        wall=Ticks(), cpu=Ticks(),
+    )  # fmt: skip
+    assert times.batch_B == (1,)
+    assert "batch sizes 2, 4, 8 left out, they do not fit 12 s" in times.provenance.note
+
+
+def test_a_stopped_process_counts_in_the_mean_but_not_in_the_shares() -> None:
+    class Throttled(Ticks):
+        """Each eighth look takes ten seconds more."""
+
+        looks = 0
+
+        def __call__(self) -> float:
+            self.looks += 1
+            self.now_s += 10.0 if self.looks % 8 == 0 else 0.0
+            return super().__call__()
+
+    times = time_layers(
+        tiny(Masked, Head), kind="board", point="current", batches=(4,), provenance_command="test",
+        seconds_budget=2000.0, wall=Throttled(), cpu=Ticks(),
+    )  # fmt: skip
+    parts = [row[0] for row in (*times.forward_s_LB, *times.backward_s_LB)]
+    assert sum(parts) > 1.5
+    assert parts == pytest.approx([sum(parts) / 4] * 4)
+
+
+def test_frozen_blocks_have_no_backward_time() -> None:
+    times = time_layers(
+        tiny(frozen_masked, Masked, Head), kind="board", point="current", batches=(2, 8), provenance_command="test",
+        seconds_budget=0.2,
+    )  # fmt: skip
+    assert times.backward_s_LB[0] == (0.0, 0.0)
+    assert min(*times.backward_s_LB[1], *times.forward_s_LB[0]) > 0
+    assert times.update_s_L[0] == 0
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(UsageError, match="no trainable parameters"):
+        time_layers(tiny(frozen_masked), kind="board", point="current", provenance_command="test")

