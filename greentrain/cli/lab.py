@@ -230,6 +230,8 @@ def _run_on_all(lab: Lab, argv: Sequence[str]) -> int:
     """Run on all nodes at once, each line of output behind the node's name; gives the worst exit status."""
     from greentrain_harness.lab import exec_argv
 
+    # All are looked up before the first starts.
+    entries = [(node.name, *exec_argv(lab, node.name, argv)) for node in lab.nodes]
     started: list[subprocess.Popen[bytes]] = []
     readers: list[threading.Thread] = []
 
@@ -242,8 +244,7 @@ def _run_on_all(lab: Lab, argv: Sequence[str]) -> int:
     previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = threading.Lock()
     try:
-        for node in lab.nodes:
-            entering, variables = exec_argv(lab, node.name, argv)
+        for node, entering, variables in entries:
             process = subprocess.Popen(
                 entering,
                 env={**os.environ, **variables},
@@ -254,7 +255,7 @@ def _run_on_all(lab: Lab, argv: Sequence[str]) -> int:
             )
             started.append(process)
             for source, target in ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer)):
-                reader = threading.Thread(target=_prefix, args=(node.name, source, target, lock), daemon=True)
+                reader = threading.Thread(target=_prefix, args=(node, source, target, lock), daemon=True)
                 reader.start()
                 readers.append(reader)
         statuses = [process.wait() for process in started]

@@ -13,6 +13,8 @@ from greentrain.cli._cluster import load_cluster
 from greentrain.device import DeviceProfile, Provenance
 from greentrain.profile_files import write_device_profile
 from greentrain_datasets.catalogue import catalogue_device
+from greentrain_harness.lab.cgroups import NodeCgroup
+from greentrain_harness.lab.state import Lab, LabNode
 
 PROVENANCE = Provenance(
     meter="rapl", source="measured", command="greentrain measure", host="pc", versions={}, trials_n=3
@@ -70,6 +72,51 @@ def test_init_joins_local_and_catalogue_devices(folder: Path, capsys: pytest.Cap
     assert fast.board is not None
     assert fast.board == slow.board
     assert fast.profile == "profiles/fast.device.json"
+
+
+def test_init_of_a_lab_launches_nodes_in_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = tuple(
+        LabNode(
+            name=f"node{index}",
+            address=f"10.77.0.{10 + index}",
+            kind="jetson-nano-4gb",
+            point="MAXN",
+            quota_percent=25,
+            namespace=f"gtlab-x-node{index}",
+            cgroup=NodeCgroup(version=2, cpu="/cg", cpuacct="/cg"),
+            sysroot="/run/x",
+        )
+        for index in (0, 1)
+    )
+    lab = Lab(
+        name="x",
+        subnet="10.77.0.0/24",
+        bandwidth_bytes_per_s=6.25e6,
+        latency_s=0.0,
+        switch_namespace="gtlab-x-switch",
+        sensors_pid=42,
+        nodes=nodes,
+    )
+
+    def read_lab(name: str) -> Lab:
+        assert name == "x"
+        return lab
+
+    monkeypatch.setattr("greentrain_harness.lab.state.read_lab", read_lab)
+    add_profile(folder, "node0")
+    add_profile(folder, "pc")
+    assert run("init", "--lab", "x") == 0
+    said = capsys.readouterr().err
+    assert "no profile of node1" in said
+    assert "pc is no node of lab 'x'" in said
+    file, cluster = load_cluster(Path("cluster.toml"))
+    node, other = file.device
+    assert (file.name, node.launch, node.address) == ("x", "lab:x/node0", "10.77.0.10")
+    assert (other.id, other.launch) == ("pc", None)
+    assert cluster.default_link.bandwidth_bytes_per_s == 6.25e6
+    assert run("init", "--lab", "x", "--local", "node0:cpus=0", "--force") == 2
 
 
 def test_profiles_are_relative_to_the_file(folder: Path) -> None:

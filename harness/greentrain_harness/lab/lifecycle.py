@@ -118,7 +118,12 @@ def down(name: str) -> bool:
 
 
 def names_in_use() -> tuple[str, ...]:
-    """Names of all labs of which anything is left, complete or not, sorted."""
+    """Names of all labs of which anything is left, complete or not, sorted.
+
+    Raises:
+        UnavailableError: Not root, not Linux, or a tool is missing.
+    """
+    require_root_on_linux()
     pattern = namespace_pattern()
     found = {path.name for path in RUN_ROOT.glob("*/")}
     for resource in (
@@ -204,7 +209,7 @@ def _build(
 ) -> Lab:
     folder = run_dir(name)
     switch = switch_resource(name)
-    subnet = network.free_subnet(read_lab(other).subnet for other in labs())
+    subnet = network.free_subnet(_subnets_in_use())
     network.add_switch(switch)
     if latency_s > 0:
         network.check_delay(switch)
@@ -253,6 +258,15 @@ def _build(
     )
     write_lab(lab)
     return lab
+
+
+def _subnets_in_use() -> tuple[str, ...]:
+    found: list[str] = []
+    for name in labs():
+        # Another lab may be taken down while we look.
+        with contextlib.suppress(UsageError):
+            found.append(read_lab(name).subnet)
+    return tuple(found)
 
 
 def _tear_down(name: str, folder: Path) -> bool:
