@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _DEFAULT_BANDWIDTH = "100Mbit"
+# An empty message over a switched local network.
+_DEFAULT_LATENCY_MS = 0.3
 _HEADER = """\
 # The devices that may train together. Written by: greentrain cluster init
 #
@@ -93,7 +95,7 @@ def command() -> None:
     help="Processors and threads of a local device.",
 )
 @click.option("--bandwidth", help=f"Between any two devices; default {_DEFAULT_BANDWIDTH}, or the lab's.")
-@click.option("--latency", default="0.3ms", show_default=True, help="Time of an empty message.")
+@click.option("--latency", help="Time of an empty message; default 0.3ms, plus the lab's delay.")
 @click.option("--name", help="Name of the cluster; default: the lab's, or 'cluster'.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=CLUSTER_FILE, show_default=True,
@@ -107,7 +109,7 @@ def _init(
     added: tuple[str, ...],
     settings: tuple[str, ...],
     bandwidth: str | None,
-    latency: str,
+    latency: str | None,
     name: str | None,
     output: Path,
     force: bool,
@@ -121,6 +123,8 @@ def _init(
     lab = _read_lab(lab_name)
     if bandwidth is None:
         bandwidth = _DEFAULT_BANDWIDTH if lab is None else f"{lab.bandwidth_bytes_per_s * 8 / 1e6:g}Mbit"
+    if latency is None:
+        latency = f"{_DEFAULT_LATENCY_MS + (0.0 if lab is None else lab.latency_s * 1e3):g}ms"
     parse_quantity(bandwidth, "bandwidth", where="--bandwidth", minimum=1.0)
     parse_quantity(latency, "time", where="--latency")
     measured = _measured(profiles, output.parent, lab, dict(_parse_local(text) for text in settings))

@@ -94,7 +94,7 @@ def test_init_of_a_lab_launches_nodes_in_it(
         name="x",
         subnet="10.77.0.0/24",
         bandwidth_bytes_per_s=6.25e6,
-        latency_s=0.0,
+        latency_s=0.002,
         switch_namespace="gtlab-x-switch",
         sensors_pid=42,
         nodes=nodes,
@@ -116,6 +116,7 @@ def test_init_of_a_lab_launches_nodes_in_it(
     assert (file.name, node.launch, node.address) == ("x", "lab:x/node0", "10.77.0.10")
     assert (other.id, other.launch) == ("pc", None)
     assert cluster.default_link.bandwidth_bytes_per_s == 6.25e6
+    assert cluster.default_link.latency_s == pytest.approx(2.3e-3)
     assert run("init", "--lab", "x", "--local", "node0:cpus=0", "--force") == 2
 
 
