@@ -153,9 +153,8 @@ def _check_nodes(devices: Sequence[Device], quotas_percent: Sequence[float]) -> 
 def _claimed(folder: Path, *, make: bool) -> Generator[None, None, None]:
     if make:
         with writing(folder):
-            RUN_ROOT.mkdir(parents=True, exist_ok=True)
             try:
-                folder.mkdir()
+                folder.mkdir(parents=True)
             except FileExistsError as error:
                 raise _already_there(folder) from error
     try:
@@ -290,4 +289,7 @@ def _tear_down(name: str, folder: Path) -> bool:
     if folder.exists():
         with writing(folder):
             shutil.rmtree(folder)
+    # Stays while another lab is in it.
+    with contextlib.suppress(OSError):
+        RUN_ROOT.rmdir()
     return had_any or killed_n > 0
