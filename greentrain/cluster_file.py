@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from greentrain._checks import require, require_id
+from greentrain._checks import require, require_id, require_positive
 from greentrain.cluster import Cluster, Link, Medium
 from greentrain.device import Device
 from greentrain.errors import UsageError
@@ -70,6 +70,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         meter: Meter of the worker.
         threads: Threads of the worker's mathematics.
         cpus: Processors the worker may use, such as ``0`` or ``0-1,3``.
+        quota_percent: CPU quota of a local worker in percent of one core (needs root): a slower worker.
         memory: Memory that training may use, in place of the profile's.
     """
 
@@ -82,6 +83,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     meter: str = "auto"
     threads: int | None = None
     cpus: str | None = None
+    quota_percent: float | None = None
     memory: str | None = None
 
     def __post_init__(self) -> None:
@@ -89,6 +91,8 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         require(
             (self.profile is None) != (self.kind is None), f"device {self.id!r} needs exactly one of profile and kind"
         )
+        require_positive(quota_percent=self.quota_percent)
+        require(self.quota_percent is None or self.launch == "local", "quota_percent needs launch = 'local'")
         require(self.threads is None or self.threads >= 1, "threads must be at least 1")
         require(
             self.launch is None or _LAUNCH.fullmatch(self.launch) is not None,

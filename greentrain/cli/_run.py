@@ -241,6 +241,11 @@ def _commands(
 def _placed(entry: DeviceEntry, argv: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """The command as it is started from here, by the entry's launch."""
     launch = entry.launch or ""
+    if launch == "local" and entry.quota_percent is not None:
+        from greentrain_harness.lab.quota import quota_argv, require_quota
+
+        require_quota(entry.quota_percent)
+        return quota_argv(entry.quota_percent, argv), env
     if launch == "local":
         return argv, env
     if launch.startswith("lab:"):

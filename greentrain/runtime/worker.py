@@ -197,7 +197,7 @@ def _join(job: Job) -> RunGroup:
         plan_sha256=job.plan_sha256,
         structure_sha256=job.plan.structure_sha256,
         data=f"{job.data.name}, {len(targets)} samples, inputs {[list(a.shape[1:]) for a in job.data.train_inputs]}",
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         board=job.board,
     )
     return join(
