@@ -90,6 +90,11 @@ class Sampler:
         """Samples taken so far."""
         return len(self._t_s)
 
+    @property
+    def bytes_per_sample(self) -> int:
+        """Memory that one sample takes, bytes."""
+        return self._t_s.itemsize + sum(values.itemsize for values in self._values)
+
     def __enter__(self) -> Sampler:
         """Take the first sample and start sampling."""
         self.sample_now()

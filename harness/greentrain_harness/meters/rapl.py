@@ -19,7 +19,7 @@ from greentrain.power import Source
 from greentrain.reading import Channel, Clock, Sample, Scope
 from greentrain_harness.meters._files import SensorFile, read_text
 
-__all__ = ["MEND", "RaplMeter", "Unwrapper", "detect", "open_meter"]
+__all__ = ["MEND", "RaplMeter", "Unwrapper", "Zone", "detect", "open_meter"]
 
 _FOLDER = "sys/class/powercap"
 _RATE_HZ = 20.0
@@ -64,7 +64,7 @@ class Unwrapper:
 
 
 @dataclass(frozen=True)
-class _Zone:
+class Zone:
     """A root domain on disk."""
 
     name: str
@@ -74,7 +74,7 @@ class _Zone:
 class RaplMeter:
     """Joules of every package and its DRAM since the meter was opened."""
 
-    def __init__(self, zones: tuple[_Zone, ...], *, note: str, clock: Clock = time.monotonic) -> None:
+    def __init__(self, zones: tuple[Zone, ...], *, note: str, clock: Clock = time.monotonic) -> None:
         self._files = tuple(SensorFile(zone.folder / "energy_uj") for zone in zones)
         self._counters = tuple(Unwrapper(_range_uj(zone.folder)) for zone in zones)
         self._clock = clock
@@ -141,24 +141,24 @@ def open_meter(*, sysroot: Path = Path("/"), device: Device | None = None) -> Ra
     return RaplMeter(zones, note=f"processor packages and DRAM, not the rest of the machine{remark}")
 
 
-def _zones(sysroot: Path) -> tuple[_Zone, ...]:
-    zones: list[_Zone] = []
+def _zones(sysroot: Path) -> tuple[Zone, ...]:
+    zones: list[Zone] = []
     # "intel-rapl:*" does not match intel-rapl-mmio:*, which repeats the packages.
     for folder in sorted((sysroot / _FOLDER).glob("intel-rapl:*")):
         name = read_text(folder / "name")
         if name is None:
             continue
         if re.fullmatch(r"package-\d+(-die-\d+)?", name):
-            zones.append(_Zone(name, folder))
+            zones.append(Zone(name, folder))
         elif name == "dram":
             package = read_text(folder.parent / folder.name.rsplit(":", 1)[0] / "name") or folder.name
-            zones.append(_Zone(f"{package}-dram", folder))
+            zones.append(Zone(f"{package}-dram", folder))
     return tuple(zones)
 
 
-def _without_mirrors(zones: tuple[_Zone, ...]) -> tuple[tuple[_Zone, ...], list[str]]:
+def _without_mirrors(zones: tuple[Zone, ...]) -> tuple[tuple[Zone, ...], list[str]]:
     """Drop dies that show the counter of another die of their package (older AMD processors)."""
-    kept: list[_Zone] = []
+    kept: list[Zone] = []
     mirrored: list[str] = []
     for zone in zones:
         twin = next((other for other in kept if _same_package(other, zone) and _shows_same(other, zone)), None)
@@ -169,12 +169,12 @@ def _without_mirrors(zones: tuple[_Zone, ...]) -> tuple[tuple[_Zone, ...], list[
     return tuple(kept), mirrored
 
 
-def _same_package(one: _Zone, other: _Zone) -> bool:
+def _same_package(one: Zone, other: Zone) -> bool:
     first, second = one.name.partition("-die-"), other.name.partition("-die-")
     return bool(first[1] and second[1]) and first[0] == second[0] and "dram" not in one.name + other.name
 
 
-def _shows_same(one: _Zone, other: _Zone) -> bool:
+def _shows_same(one: Zone, other: Zone) -> bool:
     """Two separate counters never agree to the microjoule around one instant."""
     file, twin = SensorFile(one.folder / "energy_uj"), SensorFile(other.folder / "energy_uj")
     before, between, after = file.read(), twin.read(), file.read()

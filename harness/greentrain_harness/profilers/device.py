@@ -18,12 +18,12 @@ import msgspec
 from greentrain.device import Device, DeviceProfile, OperatingPoint, Provenance
 from greentrain.errors import NotSupportedError, RunError, UnavailableError
 from greentrain.power import PowerModel, fit_power_curve
-from greentrain.reading import Meter, Span
+from greentrain.reading import Clock, Meter, Span
 from greentrain_harness.environment import available_memory_bytes, host_description, package_versions, usable_cores
 from greentrain_harness.meters.modelled import generic_power_model
 from greentrain_harness.sampler import Sampler
 
-__all__ = ["CURRENT_POINT", "Load", "Trial", "matmul_load", "profile_device"]
+__all__ = ["CURRENT_POINT", "Load", "Pace", "Trial", "matmul_load", "profile_device"]
 
 CURRENT_POINT = "current"
 
@@ -37,6 +37,21 @@ _TOLERATED_GAP = 0.1
 
 # Does one unit of work and returns when it is done.
 Load = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Where time comes from; replaced in tests, which do not wait.
+
+    Attributes:
+        clock: Monotonic seconds.
+        sleep: Waits for so many seconds.
+        background: Whether the sampler runs a thread.
+    """
+
+    clock: Clock = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    background: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +83,7 @@ def profile_device(
     device: Device | None = None,
     load: Load | None = None,
     say: Callable[[str], None] | None = None,
+    pace: Pace | None = None,
 ) -> DeviceProfile:
     """Measure this machine at its present operating point.
 
@@ -84,6 +100,7 @@ def profile_device(
         device: A known device whose power model stands in when the meter is modelled.
         load: One unit of work; a matrix product where the meter looks when not given.
         say: Told about progress.
+        pace: Clock and sleep; the real ones when not given.
 
     Raises:
         NotSupportedError: Operating points other than the present one are wished for.
@@ -99,10 +116,10 @@ def profile_device(
     if meter.name == "modelled":
         meter.close()
         return _modelled_profile(device_id, kind, meter, command, device, sysroot)
-    with Sampler(meter) as sampler:
-        unit = load or matmul_load(meter)
-        plan = _TrialPlan(trials=trials, idle_s=idle_s, load_s=load_s, settle_s=_settle_s(meter))
-        measured = _run_trials(sampler, unit, plan, say or _silent)
+    pace = pace or Pace()
+    with Sampler(meter, clock=pace.clock, background=pace.background) as sampler:
+        plan = _TrialPlan(trials=trials, idle_s=idle_s, load_s=load_s, settle_s=_settle_s(meter), pace=pace)
+        measured = _run_trials(sampler, load or matmul_load(meter), plan, say or _silent)
     power, spread_ratio = _power_model(measured, meter)
     return DeviceProfile(
         device=Device(
@@ -118,12 +135,13 @@ def profile_device(
 
 @dataclass(frozen=True, kw_only=True)
 class _TrialPlan:
-    """How long everything takes, seconds."""
+    """How long everything takes, in seconds of a pace."""
 
     trials: int
     idle_s: float
     load_s: float
     settle_s: float
+    pace: Pace
 
 
 def _settle_s(meter: Meter) -> float:
@@ -158,45 +176,50 @@ def matmul_load(meter: Meter) -> Load:
 
 def _run_trials(sampler: Sampler, unit: Load, plan: _TrialPlan, say: Callable[[str], None]) -> list[Trial]:
     """Idle and every share in turn, again and again, so that a slow drift does not look like a share."""
-    _work(unit, seconds=plan.settle_s, units_per_s=None)
+    # Warm-up: the first products allocate memory and start threads.
+    _work(unit, seconds=plan.settle_s, units_per_s=None, pace=plan.pace)
     peak_per_s = 0.0
     measured: list[Trial] = []
     for number in range(plan.trials):
         say(f"trial {number + 1} of {plan.trials}: idle, then shares {', '.join(f'{share:g}' for share in _SHARES)}")
-        time.sleep(plan.settle_s)
-        measured.append(_trial(sampler, unit, 0.0, plan.idle_s, None))
+        measured.append(_trial(sampler, unit, 0.0, None, plan))
         for share in _SHARES:
             limit_per_s = None if share == 1.0 else share * peak_per_s
-            _work(unit, seconds=plan.settle_s, units_per_s=limit_per_s)
-            trial = _trial(sampler, unit, share, plan.load_s, limit_per_s)
+            trial = _trial(sampler, unit, share, limit_per_s, plan)
             peak_per_s = max(peak_per_s, trial.units_per_s)
             measured.append(trial)
     return measured
 
 
-def _trial(sampler: Sampler, unit: Load, target: float, seconds: float, limit_per_s: float | None) -> Trial:
+def _trial(sampler: Sampler, unit: Load, target: float, limit_per_s: float | None, plan: _TrialPlan) -> Trial:
+    """Let the sensor follow the load, then measure a window of it."""
+
+    def run(seconds: float) -> int:
+        if target == 0.0:
+            plan.pace.sleep(seconds)
+            return 0
+        return _work(unit, seconds=seconds, units_per_s=limit_per_s, pace=plan.pace)
+
+    run(plan.settle_s)
+    sampler.sample_now()
     start_s = sampler.now_s()
-    if target == 0.0:
-        time.sleep(seconds)
-        units = 0
-    else:
-        units = _work(unit, seconds=seconds, units_per_s=limit_per_s)
+    units = run(plan.idle_s if target == 0.0 else plan.load_s)
     span = sampler.span(start_s, sampler.now_s())
     return Trial(target=target, units_per_s=units / span.duration_s, power_w=_covered_w(span))
 
 
-def _work(unit: Load, *, seconds: float, units_per_s: float | None) -> int:
+def _work(unit: Load, *, seconds: float, units_per_s: float | None, pace: Pace) -> int:
     """Do work for a while, at most so much per second; returns the units done."""
-    start_s = time.monotonic()
+    start_s = pace.clock()
     done = 0
     period = 0
-    while time.monotonic() - start_s < seconds:
+    while pace.clock() - start_s < seconds:
         period += 1
         until_s = start_s + period * _PERIOD_S
-        while time.monotonic() < until_s and (units_per_s is None or done < units_per_s * period * _PERIOD_S):
+        while pace.clock() < until_s and (units_per_s is None or done < units_per_s * period * _PERIOD_S):
             unit()
             done += 1
-        time.sleep(max(until_s - time.monotonic(), 0.0))
+        pace.sleep(max(until_s - pace.clock(), 0.0))
     return done
 
 

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+import greentrain
+from greentrain.errors import UsageError
+from greentrain_harness.meters.boards import board_named
+from greentrain_harness.meters.trees import write_jetson_tree
+from greentrain_harness.window import Window, measure
+
+
+def test_a_window_has_its_figures_after_exit(tmp_path: Path) -> None:
+    write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    with measure("block", sysroot=tmp_path) as window:
+        assert window.energy_j is None
+        sum(range(100_000))
+    assert window.mean_w == pytest.approx(6.0, rel=1e-3)
+    assert window.energy_j == pytest.approx(6.0 * window.duration_s, rel=1e-3)
+    assert window.error_j is not None
+    assert window.error_j > 0
+    assert window.source == "measured"
+    assert window.meter == "ina3221"
+    assert set(window.channels) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
+    assert window.gap_s == 0.0
+
+
+def test_a_decorator_keeps_one_window_per_call() -> None:
+    joules = measure(device="modelled")
+
+    @joules
+    def add(left: int, *, right: int) -> int:
+        """Add."""
+        return left + right
+
+    assert add(1, right=2) == 3
+    assert add(4, right=5) == 9
+    assert add.__name__ == "add"
+    assert [window.source for window in joules.calls] == ["modelled", "modelled"]
+    assert all(window.energy_j is not None and window.label == "add" for window in joules.calls)
+
+
+def test_errors_of_the_block_pass_through_and_are_measured() -> None:
+    with pytest.raises(ZeroDivisionError), measure(device="modelled") as window:
+        _ = 1 / 0
+    assert window.energy_j is not None
+
+
+def test_a_missing_sensor_does_not_stop_the_block(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="greentrain"), measure(device="jetson", sysroot=tmp_path) as window:
+        reached = True
+    assert reached
+    assert (window.energy_j, window.source, window.channels) == (None, None, {})
+    assert "no INA3221" in window.note
+    assert "no INA3221" in caplog.text
+
+
+def test_a_misspelt_meter_is_told_at_once() -> None:
+    with pytest.raises(UsageError, match="unknown meter"), measure(device="jetsn"):
+        pass
+
+
+def test_is_exported_lazily() -> None:
+    assert greentrain.measure is measure
+    assert isinstance(greentrain.measure(), Window)
