@@ -31,7 +31,8 @@ _MOST_W = 5000.0
 
 MEND = (
     'echo \'SUBSYSTEM=="powercap", KERNEL=="intel-rapl:*", RUN+="/bin/chmod a+r /sys%p/energy_uj"\' | '
-    "sudo tee /etc/udev/rules.d/70-greentrain-rapl.rules && sudo udevadm control --reload && sudo udevadm trigger --subsystem-match=powercap"
+    "sudo tee /etc/udev/rules.d/70-greentrain-rapl.rules && "
+    "sudo udevadm control --reload && sudo udevadm trigger --subsystem-match=powercap"
 )
 
 
