@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
@@ -36,11 +36,11 @@ _HEADER = """\
 # profile = made by greentrain measure on the device    kind = figures of the catalogue (modelled)
 # launch  = how greentrain train starts the device: "local", "lab:NAME/NODE" or "manual";
 #           without it the device is planned with, but never run
-# More fields of a device: address, board, meter, threads, cpus, memory. One link of its own:
-# [[links]] with src, dst, bandwidth, latency.
+# More fields of a device: address, board, meter, threads, cpus, quota_percent,
+# memory. One link of its own: [[links]] with src, dst, bandwidth, latency.
 """
 _LOCAL = re.compile(r"(?P<id>[^:=,\s]+):(?P<settings>.+)")
-_SETTING = re.compile(r"(cpus|threads)=([0-9,-]+?)(?:,(?=[a-z])|$)")
+_SETTING = re.compile(r"(cpus|threads|quota)=([0-9,-]+?)(?:,(?=[a-z])|$)")
 
 
 class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,8 +91,8 @@ def command() -> None:
     "--local",
     "settings",
     multiple=True,
-    metavar="ID:cpus=0,threads=1",
-    help="Processors and threads of a local device.",
+    metavar="ID:cpus=0,threads=1,quota=40",
+    help="Processors, threads and CPU quota (percent of a core; root) of a local device.",
 )
 @click.option("--bandwidth", help=f"Between any two devices; default {_DEFAULT_BANDWIDTH}, or the lab's.")
 @click.option("--latency", help="Time of an empty message; default 0.3ms, plus the lab's delay.")
@@ -163,9 +163,7 @@ def _read_lab(name: str | None) -> Lab | None:
     return read_lab(name)
 
 
-def _measured(
-    profiles: Path, folder: Path, lab: Lab | None, settings: dict[str, tuple[str | None, int | None]]
-) -> tuple[DeviceEntry, ...]:
+def _measured(profiles: Path, folder: Path, lab: Lab | None, settings: dict[str, _Local]) -> tuple[DeviceEntry, ...]:
     """Entries of all device profiles; devices without a way to run get no ``launch``."""
     nodes = {} if lab is None else {node.name: node for node in lab.nodes}
     found = [(path, read_device_profile(path).device.id) for path in device_profiles(profiles)]
@@ -186,10 +184,13 @@ def _measured(
     for path, identity in found:
         relative = Path(os.path.relpath(path, folder)).as_posix()
         if lab is None:
-            cpus, threads = settings.get(identity, (None, None))
+            own = settings.get(identity, _Local())
             entries.append(
-                DeviceEntry(id=identity, profile=relative, launch="local", board=board, cpus=cpus, threads=threads)
-            )
+                DeviceEntry(
+                    id=identity, profile=relative, launch="local", board=board,
+                    cpus=own.cpus, threads=own.threads, quota_percent=own.quota_percent,
+                )
+            )  # fmt: skip
         elif identity in nodes:
             launch = f"lab:{lab.name}/{identity}"
             entries.append(
@@ -221,18 +222,31 @@ def _planned(added: Iterable[str], *, taken: set[str]) -> tuple[DeviceEntry, ...
     return tuple(entries)
 
 
-def _parse_local(text: str) -> tuple[str, tuple[str | None, int | None]]:
-    """``ID:cpus=0-1,threads=2`` as (id, (cpus, threads))."""
+class _Local(NamedTuple):
+    """What ``--local`` says of a device on this machine."""
+
+    cpus: str | None = None
+    threads: int | None = None
+    quota_percent: float | None = None
+
+
+def _parse_local(text: str) -> tuple[str, _Local]:
+    """``ID:cpus=0-1,threads=2,quota=40`` as (id, settings)."""
     match = _LOCAL.fullmatch(text)
     found = [] if match is None else _SETTING.findall(match["settings"])
     settings: dict[str, str] = dict(found)
     written = ",".join(f"{key}={value}" for key, value in found)
-    threads = settings.get("threads", "1")
-    if match is None or written != match["settings"] or not threads.isdigit():
+    numbers = [settings.get(key, "1") for key in ("threads", "quota")]
+    if match is None or written != match["settings"] or not all(number.isdigit() for number in numbers):
         raise UsageError(
-            f"--local is {text!r}, expected ID:cpus=LIST,threads=N.", hint="Write: --local pc:cpus=0,threads=1"
+            f"--local is {text!r}, expected ID:cpus=LIST,threads=N,quota=PERCENT.",
+            hint="Write: --local pc:cpus=0,threads=1,quota=40",
         )
-    return match["id"], (settings.get("cpus"), int(threads) if "threads" in settings else None)
+    return match["id"], _Local(
+        cpus=settings.get("cpus"),
+        threads=int(settings["threads"]) if "threads" in settings else None,
+        quota_percent=float(settings["quota"]) if "quota" in settings else None,
+    )
 
 
 def _render(file: ClusterFile) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +98,7 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--kind", help="Device kind [the id: a measured device is its own kind].")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of PyTorch.")
 @click.option("--cpus", default="", help="Processors to use, such as 0 or 0-1,3.")
+@click.option("--quota", type=click.FloatRange(min=1), help="CPU quota in percent of a core (root): a slower worker.")
 @click.option(
     "-o",
     "--output",
@@ -116,6 +118,7 @@ def command(
     kind: str | None,
     threads: int | None,
     cpus: str,
+    quota: float | None,
     folder: Path,
     as_json: bool,
     sysroot: Path,
@@ -127,6 +130,8 @@ def command(
     from greentrain_harness.environment import device_id
     from greentrain_harness.meters import open_named
 
+    if quota is not None:
+        _measure_under_quota(quota)
     identity = identity or device_id()
     options = _Options(
         device=device,
@@ -156,6 +161,18 @@ def command(
         files.append(_write_cluster(lines))
         lines = ""
     _report(_result(profile, files, lines), as_json=as_json)
+
+
+def _measure_under_quota(quota_percent: float) -> None:
+    """Become the same command under a CPU quota; does not return."""
+    from greentrain_harness.lab.quota import quota_argv, require_quota
+
+    require_quota(quota_percent)
+    words = sys.argv[1:]
+    position = next(index for index, word in enumerate(words) if word.startswith("--quota"))
+    del words[position : position + (1 if "=" in words[position] else 2)]
+    argv = quota_argv(quota_percent, [sys.executable, "-m", "greentrain.cli", *words])
+    os.execv(argv[0], argv)
 
 
 def _models(models: tuple[str, ...]) -> tuple[str, ...]:
