@@ -84,7 +84,13 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for link in self.links:
             for end in (link.src, link.dst):
                 require(end in known, f"link {link.src} > {link.dst}: unknown device {end!r}")
+            require(link.src != link.dst, f"link {link.src} > {link.dst}: joins a device with itself")
+        pairs = [(link.src, link.dst) for link in self.links]
+        for src, dst in pairs:
+            once = pairs.count((src, dst)) == 1
+            require(once, f"link {src} > {dst} is given twice (both_ways = true also gives the way back)")
         names = {medium.name for medium in self.media}
+        require(len(names) == len(self.media), "media must have different names")
         for link in (self.default_link, *self.links):
             require(link.medium is None or link.medium in names, f"unknown medium {link.medium!r}")
 
@@ -106,6 +112,12 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if link.src == src and link.dst == dst:
                 return link
         return self.default_link
+
+    def bandwidth_bytes_per_s(self, link: Link) -> float:
+        """Payload bandwidth of a link on this cluster: never more than its medium gives."""
+        if link.medium is None:
+            return link.bandwidth_bytes_per_s
+        return min(link.bandwidth_bytes_per_s, self.medium(link.medium).bandwidth_bytes_per_s)
 
     def medium(self, name: str) -> Medium:
         """The shared medium of a name (checked when the cluster was made)."""

@@ -173,7 +173,8 @@ def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Pr
     entering = model.layers[start - 1].activation_bytes if start > 0 else model.input_bytes
     leaving = model.layers[stop - 1].activation_bytes if stop < len(model.layers) else 0
     free = device.memory_bytes - fixed
-    return max(free // (per_row + 2 * (entering + leaving)), 0)
+    # A byte at least, for layers that neither keep nor hand on anything.
+    return max(free // max(per_row + 2 * (entering + leaving), 1), 0)
 
 
 def _memory_terms(start: int, stop: int, in_flight: int, problem: Problem) -> tuple[int, int]:
@@ -196,8 +197,7 @@ def _steps(plan: Plan, problem: Problem, prices: Sequence[StagePrice]) -> list[S
                     rows_before=before.shares, rows_after=stage.shares, layer=layer,
                 )
             )  # fmt: skip
-        own_s = price.forward_s + price.backward_s
-        steps.append(Step(price.forward_s, price.backward_s, own_s, price.sum_s + price.update_s))
+        steps.append(Step(price.forward_s, price.backward_s, price.sum_s + price.update_s))
     return steps
 
 
@@ -213,7 +213,7 @@ def boundary_step(
         cluster, after, before, sent_rows=rows_after, received_rows=rows_before, bytes_per_row=layer.gradient_bytes
     )
     shared = any(cluster.link(src, dst).medium is not None for src in before for dst in after)
-    return Step(forward_s, backward_s, forward_s + backward_s if shared else max(forward_s, backward_s), 0.0)
+    return Step(forward_s, backward_s, duplex=not shared)
 
 
 class Traffic(NamedTuple):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from greentrain.actions import Action, lower
-from greentrain.cluster import Cluster
 from greentrain.cost import CostTables, Traffic, estimate, stage_traffic
 from greentrain.errors import UsageError
 from greentrain.ledger import LedgerRow, totals_j
@@ -155,17 +154,10 @@ class _Clock:
         link = self.problem.cluster.link(action.device, peer)
         ways = (f"medium {link.medium}",) if link.medium else (f"out {action.device}", f"in {peer}")
         start_s = max(now_s, *(self._free_s[way] for way in ways))
-        end_s = start_s + action.bytes / _bandwidth(self.problem.cluster, action.device, peer)
+        end_s = start_s + action.bytes / self.problem.cluster.bandwidth_bytes_per_s(link)
         for way in ways:
             self._free_s[way] = end_s
         self._arrival_s[_message(action.device, peer, action)] = end_s + link.latency_s
-
-
-def _bandwidth(cluster: Cluster, src: str, dst: str) -> float:
-    link = cluster.link(src, dst)
-    if link.medium is None:
-        return link.bandwidth_bytes_per_s
-    return min(link.bandwidth_bytes_per_s, cluster.medium(link.medium).bandwidth_bytes_per_s)
 
 
 def _message(src: str, dst: str, action: Action) -> tuple[str, str, int, str, int]:

@@ -21,7 +21,7 @@ def slowest_link(cluster: Cluster, devices: Sequence[str]) -> tuple[float, float
     """
     links = [cluster.link(src, dst) for src in devices for dst in devices if src != dst]
     return (
-        min(link.bandwidth_bytes_per_s for link in links),
+        min(cluster.bandwidth_bytes_per_s(link) for link in links),
         max(link.latency_s for link in links),
         any(link.medium is not None for link in links),
     )

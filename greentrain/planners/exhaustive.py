@@ -1,12 +1,9 @@
 """Every plan of the sample-sharing space, pruned only by bounds: proven optimal, for small problems.
 
-Pipelines are built from the tail: prepending a head stage h and its link c to a suffix gives
-
-    A* ← max(M·E_h, E_h + E_c + (M−1)·D_c, E_h + E_c + A*)        R* ← max(T_a^h, R* − E_b^h − E_b^c)
-
-and the round takes ``A* + R*``. Seconds, waiting watts and busy joules only grow as stages are
-prepended, so a suffix that is no better than the best whole plan can be dropped. Inside a stage only
-shares and operating points that are not dominated in every coordinate can be part of an optimum.
+Pipelines are built from the last stage (:mod:`greentrain.parallel.pipeline`). Seconds, waiting watts and
+busy joules only grow as stages are prepended, so a suffix that is no better than the best whole plan can
+be dropped. No term of the round ever shrinks with a slower stage, so inside a stage only shares and
+operating points that are not dominated in every coordinate can be part of an optimum.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from greentrain.cost import CostTables, boundary_energy_j, boundary_step, most_r
 from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_bytes, gradient_sum_s
-from greentrain.parallel.pipeline import Step
+from greentrain.parallel.pipeline import Pipe, Step, last_stage, prepended
 from greentrain.plan import Plan
 from greentrain.planners.candidate import Part, assemble, best_of, certified, objective_value
 from greentrain.planners.single import candidates as single_candidates
@@ -50,8 +47,7 @@ class _Option(NamedTuple):
 class _Suffix(NamedTuple):
     """The stages chosen so far, from the tail; ``busy_j`` is above waiting, per round."""
 
-    aligned_s: float
-    tail_s: float
+    pipe: Pipe
     wait_w: float
     busy_j: float
     parts: tuple[Part, ...]
@@ -75,6 +71,7 @@ def plan(problem: Problem, *, must_use: str | None = None) -> Plan:
             hint="Use --planner auto, fewer devices (--exclude), fewer operating points or smaller micro-batches.",
         )
     search = _Search(problem, must_use=must_use, time_limit_s=_time_limit_s(problem))
+    search.start_from_single_devices()
     for micro_batch in sorted(problem.micro_batches, reverse=True):  # Large ones soon give a good incumbent.
         search.run(micro_batch)
     if search.best is None:
@@ -128,15 +125,36 @@ class _Search:
     considered_n: int = 0
     tables: CostTables = field(init=False)
     micro_batch: int = 0
+    _least_j_DL: list[list[float]] = field(default_factory=list[list[float]])
+    _least_s_DL: list[list[float]] = field(default_factory=list[list[float]])
+    _rest_j: tuple[float, ...] = ()
     _options: dict[tuple[int, int, tuple[int, ...], int, int], list[_Option]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tables = CostTables(self.problem)
 
+    def start_from_single_devices(self) -> None:
+        """Take the best single device as the first incumbent, so that bounds prune from the beginning."""
+        for found in single_candidates(self.problem, self.tables):
+            assert found.estimate is not None
+            allowed = self.must_use is None or self.must_use in found.devices
+            in_time = found.estimate.step_s <= self.time_limit_s
+            if allowed and in_time and not found.estimate.violations and objective_value(found) < self.best_value:
+                stage = found.stages[0]
+                self.best_value = objective_value(found)
+                self.best = (
+                    found.micro_batch,
+                    (Part(stage.start, stage.stop, stage.devices, stage.shares, stage.points),),
+                )
+
     def run(self, micro_batch: int) -> None:
         """Search all plans with one micro-batch size."""
         self.micro_batch = micro_batch
         everyone = frozenset(range(len(self.problem.cluster.devices)))
+        least = [self._least(index) for index in everyone]
+        self._least_j_DL, self._least_s_DL = [row for row, _ in least], [row for _, row in least]
+        cheapest_j = [min(row[layer] for row in self._least_j_DL) for layer in range(len(self.problem.model.layers))]
+        self._rest_j = tuple(itertools.accumulate(cheapest_j, initial=0.0))
         self._extend(None, len(self.problem.model.layers), everyone)
 
     def _extend(self, suffix: _Suffix | None, stop: int, free: frozenset[int]) -> None:
@@ -149,8 +167,49 @@ class _Search:
                 left = free - set(group)
                 # Without a device left the stage must reach the first layer.
                 for start in starts if left else (0,):
+                    if self._hopeless(suffix, group, start, stop):
+                        continue
                     for option in self._stage_options(start, stop, group, in_flight):
                         self._visit(suffix, option, group, start, stop, left)
+
+    def _least(self, index: int) -> tuple[list[float], list[float]]:
+        """Least joules per round and seconds per row of each layer on a device.
+
+        A device's energy ``(P_busy − P_wait)·t + P_wait·T`` is never below ``P_busy·t``, since t ≤ T.
+        """
+        device = self.problem.cluster.devices[index]
+        layers = len(self.problem.model.layers)
+        least_j, least_s = [inf] * layers, [inf] * layers
+        for point in device.points:
+            busy_w = device.curve(point.name).busy_w
+            for rows in range(1, self.micro_batch + 1):
+                for layer in range(layers):
+                    row_s = sum(self.tables.compute_s(device, point.name, layer, layer + 1, rows)) / rows
+                    least_s[layer] = min(least_s[layer], row_s)
+                    least_j[layer] = min(least_j[layer], busy_w * row_s * self.problem.batch)
+        return least_j, least_s
+
+    def _hopeless(self, suffix: _Suffix | None, group: tuple[int, ...], start: int, stop: int) -> bool:
+        """Whether no stage of this group can lead to a better plan: checked before its shares are enumerated.
+
+        The rows are shared as a fluid, without waiting for the slowest; the gradient sum is exact.
+        """
+        span = range(start, stop)
+        span_j = sum(min(self._least_j_DL[index][layer] for index in group) for layer in span)
+        speed = sum(1 / max(sum(self._least_s_DL[index][layer] for layer in span), 1e-12) for index in group)
+        own_s = self.micro_batch / speed
+        behind_s = suffix.pipe.aligned_s if suffix else 0.0
+        aligned_s = max(self.problem.batch // self.micro_batch * own_s, own_s + behind_s)
+        round_s = max(aligned_s + self._sum_s(group, start, stop), suffix.pipe.round_s if suffix else 0.0)
+        round_j = span_j + self._rest_j[start] + (suffix.busy_j + suffix.wait_w * round_s if suffix else 0.0)
+        batch = self.problem.batch
+        value = self.problem.objective.value(energy_j_per_sample=round_j / batch, s_per_sample=round_s / batch)
+        return value >= self.best_value or round_s > self.time_limit_s
+
+    def _sum_s(self, group: tuple[int, ...], start: int, stop: int) -> float:
+        names = [self.problem.cluster.devices[index].id for index in group]
+        param_bytes = sum(layer.param_bytes for layer in self.problem.model.layers[start:stop])
+        return gradient_sum_s(self.problem.cluster, names, param_bytes)
 
     def _visit(
         self, suffix: _Suffix | None, option: _Option, group: tuple[int, ...], start: int, stop: int,
@@ -158,9 +217,10 @@ class _Search:
     ) -> None:  # fmt: skip
         longer = self._prepend(suffix, option, group, start, stop)
         self.considered_n += 1
-        if self._value(longer, used_all_layers=start == 0) >= self.best_value:
+        bound = longer._replace(busy_j=longer.busy_j + self._rest_j[start])
+        if self._value(bound, used_all_layers=start == 0) >= self.best_value:
             return
-        if longer.aligned_s + longer.tail_s > self.time_limit_s:
+        if longer.pipe.round_s > self.time_limit_s:
             return
         if start > 0:
             self._extend(longer, start, left)
@@ -183,13 +243,13 @@ class _Search:
         if used_all_layers and self.problem.objective.count_idle_of_unused:
             used = {name for part in suffix.parts for name in part.devices}
             wait_w += sum(d.power.idle_w for d in self.problem.cluster.devices if d.id not in used)
-        return suffix.busy_j + wait_w * (suffix.aligned_s + suffix.tail_s)
+        return suffix.busy_j + wait_w * suffix.pipe.round_s
 
     def _value(self, suffix: _Suffix, *, used_all_layers: bool) -> float:
         batch = self.problem.batch
         return self.problem.objective.value(
             energy_j_per_sample=self._round_j(suffix, used_all_layers=used_all_layers) / batch,
-            s_per_sample=(suffix.aligned_s + suffix.tail_s) / batch,
+            s_per_sample=suffix.pipe.round_s / batch,
         )
 
     def _prepend(
@@ -197,19 +257,13 @@ class _Search:
     ) -> _Suffix:
         names = tuple(self.problem.cluster.devices[index].id for index in group)
         part = Part(start, stop, names, option.shares, option.points)
-        own_s = option.forward_s + option.backward_s
+        step = Step(option.forward_s, option.backward_s, option.tail_s)
         micro_batches_n = self.problem.batch // self.micro_batch
         if suffix is None:
-            return _Suffix(micro_batches_n * own_s, option.tail_s, option.wait_w, option.busy_j, (part,))
+            return _Suffix(last_stage(step, micro_batches_n), option.wait_w, option.busy_j, (part,))
         link, link_j = self._boundary(part, suffix.parts[0])
-        link_s = link.forward_s + link.backward_s
         return _Suffix(
-            max(
-                micro_batches_n * own_s,
-                own_s + link_s + (micro_batches_n - 1) * link.further_s,
-                own_s + link_s + suffix.aligned_s,
-            ),
-            max(option.tail_s, suffix.tail_s - option.backward_s - link.backward_s),
+            prepended(step, link, suffix.pipe, micro_batches_n),
             suffix.wait_w + option.wait_w,
             suffix.busy_j + option.busy_j + link_j,
             (part, *suffix.parts),
@@ -248,7 +302,7 @@ class _Search:
         if len(shares_NG) == 0:
             return
         param_bytes = sum(layer.param_bytes for layer in problem.model.layers[start:stop])
-        sum_s = gradient_sum_s(problem.cluster, names, param_bytes)
+        sum_s = self._sum_s(group, start, stop)
         sum_j = len(group) * gradient_sum_bytes(len(group), param_bytes)
         sum_j *= sum(boundary_energy_j(problem.cluster, names, names))
         columns: list[np.ndarray] = []
@@ -306,12 +360,11 @@ def _compositions(rows: int, limits: list[int]) -> np.ndarray:
 
 def _pareto(coordinates_NC: np.ndarray) -> list[int]:
     """Rows that no other row beats in every coordinate; of equal rows the first."""
-    order = np.lexsort(coordinates_NC.T[::-1])
+    left = np.lexsort(coordinates_NC.T[::-1])
     kept: list[int] = []
-    front = np.empty((0, coordinates_NC.shape[1]))
-    for row in order:
-        candidate = coordinates_NC[row]
-        if len(front) == 0 or not (front <= candidate).all(axis=1).any():
-            front = np.concatenate([front, candidate[None]])
-            kept.append(int(row))
+    while len(left):
+        # In lexicographic order the first of what is left cannot be beaten by any of the rest.
+        best = coordinates_NC[left[0]]
+        kept.append(int(left[0]))
+        left = left[(coordinates_NC[left] < best).any(axis=1)]
     return kept

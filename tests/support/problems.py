@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
 
-from greentrain.cluster import Cluster, Link
+import msgspec
+
+from greentrain.cluster import Cluster, Link, Medium
 from greentrain.device import Device, OperatingPoint, Provenance
 from greentrain.objective import Objective, Problem
+from greentrain.plan import Plan, Stage, in_flight_limit
+from greentrain.planners.candidate import Part
 from greentrain.power import PowerModel, physical_curve
 from greentrain.profile import LayerProfile, LayerTimes, ModelProfile
 
@@ -17,7 +23,11 @@ def make_device(name: str, *, kind: str, points: int, memory_bytes: int, idle_w:
     names = [f"p{index}" for index in range(points)]
     curves = tuple(
         physical_curve(
-            point=point, idle_w=idle_w, busy_w=idle_w + (busy_w - idle_w) * (1 - 0.3 * index), cubic_share=0.5, fit="test"
+            point=point,
+            idle_w=idle_w,
+            busy_w=idle_w + (busy_w - idle_w) * (1 - 0.3 * index),
+            cubic_share=0.5,
+            fit="test",
         )
         for index, point in enumerate(names)
     )
@@ -62,9 +72,13 @@ def make_problem(
         busy_w = rng.uniform(4, 30)
         members.append(
             make_device(
-                f"d{number}", kind=kind, points=points, memory_bytes=memory_bytes,
-                idle_w=busy_w * rng.uniform(0.1, 0.6), busy_w=busy_w,
-            )  # fmt: skip
+                f"d{number}",
+                kind=kind,
+                points=points,
+                memory_bytes=memory_bytes,
+                idle_w=busy_w * rng.uniform(0.1, 0.6),
+                busy_w=busy_w,
+            )
         )
         for point in range(points):
             speed = rng.uniform(0.5, 8) * (1 - 0.25 * point)
@@ -72,10 +86,15 @@ def make_problem(
             monotone = tuple(tuple(sorted(row)) for row in rows)
             times.append(
                 LayerTimes(
-                    model="toy", kind=kind, point=f"p{point}", batch_B=sizes, forward_s_LB=monotone,
+                    model="toy",
+                    kind=kind,
+                    point=f"p{point}",
+                    batch_B=sizes,
+                    forward_s_LB=monotone,
                     backward_s_LB=tuple(tuple(2 * value for value in row) for row in monotone),
-                    update_s_L=tuple(0.001 / speed for _ in range(layers)), provenance=PROVENANCE,
-                )  # fmt: skip
+                    update_s_L=tuple(0.001 / speed for _ in range(layers)),
+                    provenance=PROVENANCE,
+                )
             )
     bandwidth = rng.choice([1.25e6, 12.5e6, 125e6])
     link = Link(
@@ -94,4 +113,90 @@ def make_problem(
         batch=batch,
         micro_batches=micro_batches,
         optimizer="adam",
+    )  # fmt: skip
+
+
+def with_random_network(problem: Problem, rng: random.Random) -> Problem:
+    """The same devices on links that differ per direction, or partly on one shared medium."""
+    names = [device.id for device in problem.cluster.devices]
+    base = problem.cluster.default_link
+    medium = Medium(name="air", bandwidth_bytes_per_s=base.bandwidth_bytes_per_s * rng.uniform(0.4, 2.0))
+    wireless = rng.random() < 0.5
+    links = tuple(
+        Link(
+            src=src,
+            dst=dst,
+            bandwidth_bytes_per_s=base.bandwidth_bytes_per_s * rng.uniform(0.2, 3.0),
+            latency_s=rng.choice([0.0, 0.002]),
+            tx_j_per_byte=rng.choice([0.0, 5e-8]),
+            rx_j_per_byte=rng.choice([0.0, 3e-8]),
+            medium="air" if wireless and rng.random() < 0.7 else None,
+        )
+        for src in names
+        for dst in names
+        if src != dst and rng.random() < 0.8
+    )
+    return msgspec.structs.replace(
+        problem, cluster=msgspec.structs.replace(problem.cluster, links=links, media=(medium,))
+    )
+
+
+def with_slow_updates(problem: Problem, rng: random.Random) -> Problem:
+    """Optimizer steps that differ much by layer, so that the tails of the stages matter."""
+    times = (
+        msgspec.structs.replace(entry, update_s_L=tuple(value * rng.choice([1, 30, 100]) for value in entry.update_s_L))
+        for entry in problem.model.times
+    )
+    return msgspec.structs.replace(problem, model=problem.model.with_times(times))
+
+
+def random_plan(problem: Problem, rng: random.Random, *, largest_group: int = 3) -> Plan:
+    """Some valid plan: random devices, groups, cuts, shares, points and micro-batch size, unpriced."""
+    micro_batch = rng.choice(problem.micro_batches)
+    names = [device.id for device in problem.cluster.devices]
+    rng.shuffle(names)
+    groups: list[tuple[str, ...]] = []
+    while names and len(groups) < len(problem.model.layers) and (not groups or rng.random() < 0.7):
+        size = min(rng.randint(1, largest_group), len(names), micro_batch)
+        groups.append(tuple(names[:size]))
+        names = names[size:]
+    cuts = random_parts(len(problem.model.layers), len(groups), rng)
+    parts: list[Part] = []
+    for group, layers in zip(groups, cuts, strict=True):
+        start = parts[-1].stop if parts else 0
+        points = tuple(rng.choice(problem.cluster.device(name).points).name for name in group)
+        parts.append(Part(start, start + layers, group, random_parts(micro_batch, len(group), rng), points))
+    return plan_of(problem, micro_batch, parts)
+
+
+def random_parts(total: int, parts_n: int, rng: random.Random) -> tuple[int, ...]:
+    """Whole numbers of at least 1 that add up to ``total``."""
+    cuts = [0, *sorted(rng.sample(range(1, total), parts_n - 1)), total]
+    return tuple(high - low for low, high in itertools.pairwise(cuts))
+
+
+def plan_of(problem: Problem, micro_batch: int, parts: Sequence[Part]) -> Plan:
+    """A plan from its parts, written without the planners' help."""
+    stages: list[Stage] = []
+    for index, part in enumerate(parts):
+        layers = problem.model.layers[part.start : part.stop]
+        last = index == len(parts) - 1
+        stages.append(
+            Stage(
+                start=part.start,
+                stop=part.stop,
+                devices=part.devices,
+                sharing="samples",
+                shares=part.shares,
+                points=part.points,
+                in_flight=in_flight_limit(len(parts), index, problem.batch // micro_batch),
+                param_bytes=sum(layer.param_bytes for layer in layers),
+                output_bytes=0 if last else layers[-1].activation_bytes,
+                gradient_bytes=0 if last else layers[-1].gradient_bytes,
+            )
+        )
+    return Plan(
+        model=problem.model.model, structure_sha256=problem.model.structure_sha256, cluster=problem.cluster.name,
+        planner="test", objective=problem.objective, batch=problem.batch, micro_batch=micro_batch,
+        optimizer=problem.optimizer, stages=tuple(stages),
     )  # fmt: skip
