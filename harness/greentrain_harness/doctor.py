@@ -23,7 +23,7 @@ from greentrain_harness.environment import (
     package_versions,
     usable_cores,
 )
-from greentrain_harness.meters import ALIASES, METERS, choose, meter_module
+from greentrain_harness.meters import ALIASES, METERS, choose, jtop, meter_module
 from greentrain_harness.meters.ina3221 import lab_node
 from greentrain_harness.meters.nvml import LEGACY_MEND
 from greentrain_harness.meters.rapl import MEND as RAPL_MEND
@@ -108,7 +108,10 @@ def _usable_detail(name: str, sysroot: Path) -> str:
 
 
 def _mend(name: str, why_not: str) -> str | None:
-    if name == "ina3221" and "Jetson" in _text(Path("/proc/device-tree/model")):
+    on_jetson = "Jetson" in _text(Path("/proc/device-tree/model"))
+    if name == "jtop" and not on_jetson:
+        return "none on this machine: it is no Jetson board"
+    if name == "ina3221" and on_jetson:
         return "sudo modprobe ina3221"
     if name == "ina3221":
         return "none on this machine: it is no Jetson board"
@@ -127,6 +130,10 @@ def _mend(name: str, why_not: str) -> str | None:
         return "pip install nvidia-ml-py"
     if name == "nvml" and Path("/proc/driver/nvidia").exists():
         return "run the container with --gpus all, or install the driver's libnvidia-ml.so.1"
+    if name == "jtop":
+        return jtop.INSTALL if "not installed" in why_not else jtop.START
+    if name == "wall":
+        return "greentrain meter --device wall --wall-url http://ADDRESS-OF-THE-PLUG"
     if name == "replay":
         return "greentrain meter --device replay:FILE"
     # No command conjures up a sensor that the machine does not have.

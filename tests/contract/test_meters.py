@@ -8,14 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from greentrain.errors import UnavailableError
-from greentrain.reading import Meter
-from greentrain_harness.meters import METERS, meter_module, open_named
+from greentrain.reading import Channel, Meter
+from greentrain_harness.meters import METERS, jtop, meter_module, open_named, wall
 from greentrain_harness.meters.boards import BOARDS, Board, Driver
 from greentrain_harness.meters.combined import CombinedMeter
 from greentrain_harness.meters.trees import write_jetson_tree, write_rapl_tree
@@ -59,12 +60,58 @@ def _nvml(root: Path) -> Meter:
     return open_named("nvidia")
 
 
+class _JtopClient:
+    """What the jtop meter uses of a client; the real one runs in tests/hardware."""
+
+    power = types.MappingProxyType({"rail": {"VDD_SOC": {"power": 900}}, "tot": {"name": "VDD_IN", "power": 6000}})
+    memory = types.MappingProxyType({"RAM": {"used": 1}})
+    interval = 0.5
+
+    def is_alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _jtop(root: Path) -> Meter:
+    del root
+    rails = (("VDD_IN", None), ("VDD_SOC", "VDD_IN"))
+    channels = tuple(
+        Channel(name=name, quantity="power_w", parent=parent, gain_error_ratio=0.01) for name, parent in rails
+    )
+    return jtop.JtopMeter(_JtopClient(), channels, interval_s=0.5, note="stand-in")
+
+
+def _hwmon(root: Path) -> Meter:
+    chip = root / "sys/class/hwmon/hwmon2"
+    chip.mkdir(parents=True)
+    (chip / "name").write_text("amdgpu\n")
+    (chip / "power1_average").write_text("31000000\n")
+    return open_named("hwmon", sysroot=root)
+
+
+class _Plug(wall._Plug):
+    """A plug that answers without a network; one on a real socket is in the unit tests."""
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        return 200, b'{"apower": 12.5}'
+
+
+def _wall(root: Path) -> Meter:
+    del root
+    return wall.WallMeter(_Plug("http://127.0.0.1:1"), wall._KINDS[0])
+
+
 def _combined(root: Path) -> Meter:
     return CombinedMeter((_nvml(root), _rapl(root)))
 
 
 OPENERS: dict[str, Opener] = {
     **{f"ina3221-{board.name}-{driver}": _jetson(board, driver) for board in BOARDS for driver in board.drivers},
+    "jtop": _jtop,
+    "hwmon": _hwmon,
+    "wall": _wall,
     "rapl": _rapl,
     "nvml": _nvml,
     "combined": _combined,
@@ -164,6 +211,19 @@ int nvmlDeviceGetPowerUsage(void *d, unsigned *mw) {
     if (!answers((long)d - 1, "power")) return 3;
     *mw = 70000; return 0;
 }
+typedef struct {
+    unsigned field, scope; long long stamp, latency; unsigned type, result; unsigned long long value;
+} Field;
+int nvmlDeviceGetFieldValues(void *d, int n, Field *f) {
+    for (int i = 0; i < n; i++) {
+        int fits = f[i].field == 186 && answers((long)d - 1, f[i].scope ? "module" : "instant");
+        f[i].type = 1; f[i].result = fits ? 0 : 3; f[i].value = f[i].scope ? 310000 : 90000;
+    }
+    return 0;
+}
+int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) {
+    *now = *next = answers((long)d - 1, "mig"); return 0;
+}
 """
 
 
@@ -218,3 +278,26 @@ def test_nvml_prefers_the_counter_and_names_silent_gpus(fake_driver: Path) -> No
 def test_nvml_that_starts_but_answers_nothing_is_no_meter(fake_driver: Path) -> None:
     done = _with_driver(fake_driver, "", "-c", SHOW)
     assert "none of 3 GPU(s) answers an energy or power query" in done.stderr
+
+
+def test_nvml_prefers_instant_power_to_the_average_and_checks_the_field(fake_driver: Path) -> None:
+    show = SHOW + "; print(m.sample().values, [c.update_s for c in m.channels])"
+    done = _with_driver(fake_driver, "power0 instant0 power1", "-c", show)
+    assert "(90.0, 70.0) [0.1, 1.0]" in done.stdout, done.stderr
+
+
+def test_nvml_tells_what_else_a_counter_holds(fake_driver: Path) -> None:
+    done = _with_driver(fake_driver, "energy0 instant0 module0 energy1 mig1 instant1", "-c", SHOW)
+    assert "gpu-0: the whole module, with its processor and memory" in done.stdout, done.stderr
+    assert "gpu-1: the whole GPU, shared by all its MIG instances" in done.stdout
+
+
+def test_a_legacy_package_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pynvml").mkdir()
+    (tmp_path / "pynvml/__init__.py").write_text("")
+    code = "from greentrain_harness.meters import nvml; print(nvml.detect())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=50, check=True
+    )
+    assert "the legacy package pynvml shadows nvidia-ml-py" in done.stdout

@@ -13,7 +13,7 @@ from greentrain_harness.sampler import Sampler
 ROOT = Path("/")
 
 
-@pytest.mark.parametrize("name", ["ina3221", "rapl", "nvml", "combined"])
+@pytest.mark.parametrize("name", ["ina3221", "jtop", "rapl", "nvml", "combined", "hwmon", "wall"])
 def test_half_a_second_costs_a_plausible_energy(name: str) -> None:
     module = meter_module(name)
     why_not = module.detect(ROOT)

@@ -11,6 +11,7 @@ import pytest
 from greentrain.cli import main
 from greentrain.cluster_file import read_cluster_file
 from greentrain.profile_files import read_device_profile
+from greentrain_harness.meters import METERS
 from greentrain_harness.meters.boards import board_named
 from greentrain_harness.meters.trees import write_jetson_tree
 
@@ -51,7 +52,7 @@ def test_doctor_names_every_meter(folder: Path, capfd: pytest.CaptureFixture[str
     diagnosis = printed(capfd)
     assert diagnosis["meter"] == diagnosis["source"] == "modelled"
     meters = {line["name"].split()[0]: line for line in diagnosis["findings"] if line["area"] == "meter"}
-    assert set(meters) == {"ina3221", "rapl", "nvml", "combined", "replay", "modelled"}
+    assert set(meters) == set(METERS)
     assert meters["ina3221"]["state"] == "missing"
     assert str(folder) in meters["ina3221"]["detail"]
     assert {line["name"] for line in diagnosis["findings"]} >= {"processor", "CPU quota", "memory", "clocks", "root"}

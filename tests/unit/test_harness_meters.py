@@ -315,3 +315,17 @@ def test_boards_are_consistent() -> None:
         assert len(board.labels) == len(board.rails), board.name
         assert not board.labels & board.carrier, board.name
         assert msgspec.json.encode(board)
+
+
+def test_agx_thor_is_its_input_in_microwatts(tmp_path: Path) -> None:
+    tree = write_jetson_tree(tmp_path, board_named("agx-thor"), bus=2, first_number=5, total_w=42.5)
+    assert (tree.folders["VIN"] / "power1_input").read_text().strip() == "42500000"
+    meter = jetson(tmp_path)
+    assert total(meter) == pytest.approx(42.5)
+    assert [channel.name for channel in meter.channels if channel.parent is None] == ["VIN"]
+
+
+def test_thor_without_its_input_sensor_has_no_total(tmp_path: Path) -> None:
+    tree = write_jetson_tree(tmp_path, board_named("agx-thor"))
+    (tree.folders["VIN"] / "power1_input").unlink()
+    assert "does not answer" in (ina3221.detect(tmp_path) or "")

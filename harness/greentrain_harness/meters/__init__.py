@@ -16,15 +16,16 @@ from greentrain.reading import Meter
 
 __all__ = ["ALIASES", "METERS", "MeterModule", "choose", "detect_all", "meter_module", "open_named"]
 
-METERS: tuple[str, ...] = ("ina3221", "rapl", "nvml", "combined", "replay", "modelled")
+METERS: tuple[str, ...] = ("ina3221", "jtop", "rapl", "nvml", "combined", "hwmon", "wall", "replay", "modelled")
 
 # What people say, and the meter behind it.
 ALIASES: dict[str, str] = {"jetson": "ina3221", "cpu": "rapl", "nvidia": "nvml"}
 
 # The order of "auto": the sensor that sees most of the machine first, the model last.
-_AUTO: tuple[str, ...] = ("ina3221", "combined", "rapl", "nvml", "modelled")
+_AUTO: tuple[str, ...] = ("ina3221", "jtop", "combined", "rapl", "nvml", "hwmon", "modelled")
 
-_REPLAY = "replay:"
+# Meters that take an argument after their name: replay:FILE, wall:URL.
+_REPLAY, _WALL = "replay:", "wall:"
 
 
 class MeterModule(Protocol):
@@ -58,10 +59,10 @@ def choose(name: str, *, sysroot: Path = Path("/")) -> str:
     if name == "auto":
         return next(meter for meter in _AUTO if meter_module(meter).detect(sysroot) is None)
     meter = ALIASES.get(name, name)
-    if meter not in METERS and not meter.startswith(_REPLAY):
+    if meter not in METERS and not meter.startswith((_REPLAY, _WALL)):
         raise UsageError(
             f"unknown meter {name!r}.",
-            hint=f"Known: auto, {', '.join(ALIASES)}, {', '.join(METERS)}, replay:FILE.",
+            hint=f"Known: auto, {', '.join(ALIASES)}, {', '.join(METERS)}, replay:FILE, wall:URL.",
         )
     return meter
 
@@ -70,7 +71,8 @@ def open_named(name: str, *, sysroot: Path = Path("/"), device: Device | None = 
     """Open a meter by its name.
 
     Args:
-        name: ``auto``, ``jetson``, ``nvidia``, ``cpu``, the name of a meter, or ``replay:FILE``.
+        name: ``auto``, ``jetson``, ``nvidia``, ``cpu``, the name of a meter, ``replay:FILE`` or
+            ``wall:URL``.
         sysroot: Prefix of /sys, /proc and /etc.
         device: Gives the power curve of a modelled meter.
 
@@ -83,4 +85,8 @@ def open_named(name: str, *, sysroot: Path = Path("/"), device: Device | None = 
         from greentrain_harness.meters.replay import open_recording
 
         return open_recording(Path(meter.removeprefix(_REPLAY)))
+    if meter.startswith(_WALL):
+        from greentrain_harness.meters.wall import open_plug
+
+        return open_plug(meter.removeprefix(_WALL))
     return meter_module(meter).open_meter(sysroot=sysroot, device=device)

@@ -2,7 +2,8 @@
 
 Only roots are added up: a rail is never added to the rail that feeds it. Offsets are the chip's 80 µV
 of shunt offset over the board's shunt at the rail's voltage; the ones of the AGX boards' high-voltage
-rails and of the TX boards are not confirmed by a board file.
+rails and of the TX boards are not confirmed by a board file. The inner rails of AGX Thor are not confirmed
+either; its total does not depend on them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,19 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["BOARDS", "GAIN_ERROR_RATIO", "Board", "Driver", "Rail", "board_named", "identify_board", "unknown_board"]
+__all__ = [
+    "BOARDS",
+    "GAIN_ERROR_RATIO",
+    "Board",
+    "Chip",
+    "Driver",
+    "Rail",
+    "board_named",
+    "identify_board",
+    "unknown_board",
+]
 
+Chip = Literal["ina3221", "ina238"]
 Driver = Literal["iio", "hwmon"]
 
 # 0.25 % of the chip and 1 % of the shunt.
@@ -25,13 +37,15 @@ class Rail(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         label: As the driver names it.
-        address: I²C address of its INA3221.
+        address: I²C address of its chip.
+        chip: An INA3221 gives millivolts and milliamperes of three rails, an INA238 microwatts of one.
         parent: Label of the rail that feeds it; None when it is a part of the board's total.
         offset_error_w: Stated offset error, watts.
     """
 
     label: str
     address: int = 0x40
+    chip: Chip = "ina3221"
     parent: str | None = None
     offset_error_w: float = 0.08
 
@@ -142,6 +156,18 @@ BOARDS: tuple[Board, ...] = (
             Rail(label="VDDQ_VDD2_1V8AO", address=0x41, parent="VIN_SYS_5V0", offset_error_w=0.2),
         ),
     ),
+    Board(
+        name="agx-thor",
+        model="NVIDIA Jetson AGX Thor Developer Kit",
+        part="p3834",
+        drivers=("hwmon",),
+        rails=(
+            Rail(label="VDD_GPU", parent="VIN", offset_error_w=0.8),
+            Rail(label="VDD_CPU_SOC_MSS", parent="VIN", offset_error_w=0.8),
+            Rail(label="VIN_SYS_5V0", parent="VIN", offset_error_w=0.2),
+            Rail(label="VIN", address=0x44, chip="ina238", offset_error_w=0.8),
+        ),
+    ),
 )  # fmt: skip
 
 
@@ -175,7 +201,7 @@ def identify_board(*, compatible: Collection[str], labels: Collection[str]) -> B
 
 def unknown_board(labels: Collection[str]) -> Board:
     """A board that is not listed: its input rail is the root where it has one, else all rails are."""
-    root = next((label for label in ("VDD_IN", "POM_5V_IN") if label in labels), None)
+    root = next((label for label in ("VIN", "VDD_IN", "POM_5V_IN") if label in labels), None)
     return Board(
         name="unknown",
         model="unknown board",

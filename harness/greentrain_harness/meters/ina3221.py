@@ -3,6 +3,7 @@
 JetPack 4:     /sys/bus/i2c/drivers/ina3221x/<bus>-004x/iio:device*/{rail_name_N,in_powerN_input}   (mW)
 JetPack 5…7:   /sys/bus/i2c/drivers/ina3221/<bus>-004x/hwmon/hwmon*/{inN_label,inN_input,currN_input} (mV, mA)
                (or /sys/class/hwmon/hwmon*/ with name = ina3221)
+AGX Thor also: /sys/bus/i2c/drivers/ina238/<bus>-00xx/hwmon/hwmon*/power1_input (µW), the input of the whole board
 Bus and hwmon numbers vary between boots, so rails are found by label.
 """
 
@@ -28,7 +29,10 @@ _RATE_HZ = 50.0
 _UPDATE_S = 0.0066
 _IIO = "sys/bus/i2c/drivers/ina3221x"
 _HWMON = "sys/bus/i2c/drivers/ina3221"
+_INA238 = "sys/bus/i2c/drivers/ina238"
 _HWMON_CLASS = "sys/class/hwmon"
+# The mainline driver of the INA238 gives no label; on a Jetson it is the board's input.
+_INA238_LABEL = "VIN"
 _NOT_CONNECTED = frozenset({"", "NC"})
 
 # Written by the lab: the tree under this sysroot is emulated.
@@ -211,16 +215,22 @@ def _iio_rails(sysroot: Path) -> list[_Found]:
 
 
 def _hwmon_rails(sysroot: Path) -> list[_Found]:
-    chips = sorted(sysroot.glob(f"{_HWMON}/*-*/hwmon/hwmon*"))
-    if not chips:
-        chips = [
-            chip for chip in sorted(sysroot.glob(f"{_HWMON_CLASS}/hwmon*")) if read_text(chip / "name") == "ina3221"
-        ]
     rails: list[_Found] = []
-    for chip in chips:
+    for chip in _hwmon_chips(sysroot, _HWMON, "ina3221"):
         # in4…in7 and curr4 are shunt voltages and the sum channel: not rails.
         for number in (1, 2, 3):
             label = read_text(chip / f"in{number}_label")
             if label is not None:
                 rails.append(_Found(label, (chip / f"in{number}_input", chip / f"curr{number}_input"), 1e-6))
+    for chip in _hwmon_chips(sysroot, _INA238, "ina238"):
+        label = next((text for name in ("power1", "in1") if (text := read_text(chip / f"{name}_label"))), _INA238_LABEL)
+        rails.append(_Found(label, (chip / "power1_input",), 1e-6))
     return rails
+
+
+def _hwmon_chips(sysroot: Path, driver: str, name: str) -> list[Path]:
+    """Folders of a chip through its driver, else through the class (containers often show only that)."""
+    chips = sorted(sysroot.glob(f"{driver}/*-*/hwmon/hwmon*"))
+    return chips or [
+        chip for chip in sorted(sysroot.glob(f"{_HWMON_CLASS}/hwmon*")) if read_text(chip / "name") == name
+    ]

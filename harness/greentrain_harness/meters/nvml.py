@@ -1,17 +1,20 @@
 """NVIDIA GPUs through NVML (package nvidia-ml-py, imported as pynvml, only when asked for).
 
 NVML initialises on boards where it then answers no power query, so a value is probed, never just init.
-The counter of joules (Volta and newer) is preferred to watts, which newer GPUs average over a second.
+The counter of joules (Volta and newer) is preferred to the instant power, and that to the power that newer
+GPUs average over a second. On a Grace-Hopper module the counter holds processor and memory too; under MIG
+there is one counter for all instances of a GPU. Both are told in the note.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from greentrain.device import Device
 from greentrain.errors import UnavailableError
@@ -22,7 +25,11 @@ __all__ = ["LEGACY_MEND", "NvmlMeter", "detect", "open_meter"]
 
 _RATE_HZ = 20.0
 _COUNTER_UPDATE_S = 0.1
-_POWER_UPDATE_S = 1.0
+_INSTANT_UPDATE_S = 0.1
+_AVERAGE_UPDATE_S = 1.0
+# Watts under 10 kW, and the scopes of a power field.
+_MOST_MW = 10_000_000
+_SCOPE_GPU, _SCOPE_MODULE = 0, 1
 _GAIN_ERROR_RATIO = 0.05
 
 LEGACY_MEND = "pip uninstall -y pynvml && pip install --force-reinstall nvidia-ml-py"
@@ -35,6 +42,7 @@ class _Gpu:
     channel: Channel
     handle: object
     query: Callable[[Any], int]
+    remark: str | None = None
 
 
 class NvmlMeter:
@@ -100,8 +108,10 @@ def open_meter(*, sysroot: Path = Path("/"), device: Device | None = None) -> Nv
         hint = f"Run: {LEGACY_MEND}" if "legacy" in outcome else "Use --device auto, or --device modelled."
         raise UnavailableError(f"No NVIDIA GPU sensor: {outcome}.", hint=hint)
     gpus, silent = outcome
-    remark = f"; {silent} GPU(s) answer no power query and are not counted" if silent else ""
-    return NvmlMeter(gpus, note=f"GPU boards, not the rest of the machine{remark}")
+    remarks = ["GPU boards, not the rest of the machine", *(gpu.remark for gpu in gpus if gpu.remark)]
+    if silent:
+        remarks.append(f"{silent} GPU(s) answer no power query and are not counted")
+    return NvmlMeter(gpus, note="; ".join(remarks))
 
 
 def _probe(sysroot: Path) -> tuple[tuple[_Gpu, ...], int] | str:
@@ -142,22 +152,58 @@ def _open_gpu(index: int) -> _Gpu | None:
     except pynvml.NVMLError:
         return None
     queries: tuple[tuple[Channel, Callable[[Any], int]], ...] = (
-        (
-            Channel(name=name, quantity="energy_j", gain_error_ratio=_GAIN_ERROR_RATIO, update_s=_COUNTER_UPDATE_S),
-            pynvml.nvmlDeviceGetTotalEnergyConsumption,
-        ),
-        (
-            Channel(name=name, quantity="power_w", gain_error_ratio=_GAIN_ERROR_RATIO, update_s=_POWER_UPDATE_S),
-            pynvml.nvmlDeviceGetPowerUsage,
-        ),
+        (_channel(name, "energy_j", _COUNTER_UPDATE_S), pynvml.nvmlDeviceGetTotalEnergyConsumption),
+        (_channel(name, "power_w", _INSTANT_UPDATE_S), _instant_power_mw),
+        (_channel(name, "power_w", _AVERAGE_UPDATE_S), pynvml.nvmlDeviceGetPowerUsage),
     )
     for channel, query in queries:
         try:
             query(handle)
         except pynvml.NVMLError:
             continue
-        return _Gpu(channel=channel, handle=handle, query=query)
+        return _Gpu(channel=channel, handle=handle, query=query, remark=_remark(name, handle, channel))
     return None
+
+
+def _channel(name: str, quantity: Literal["energy_j", "power_w"], update_s: float) -> Channel:
+    return Channel(name=name, quantity=quantity, gain_error_ratio=_GAIN_ERROR_RATIO, update_s=update_s)
+
+
+def _instant_power_mw(handle: object, scope: int = _SCOPE_GPU) -> int:
+    """Power of this instant; a field query succeeds even where the field in it does not.
+
+    Raises:
+        NVMLError: The driver or the GPU has no such field.
+    """
+    import pynvml
+
+    try:
+        field: Any = pynvml.nvmlDeviceGetFieldValues(handle, [(pynvml.NVML_FI_DEV_POWER_INSTANT, scope)])[0]
+    except (AttributeError, TypeError):
+        # Older bindings know neither the field nor scopes.
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED) from None
+    if field.nvmlReturn != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(field.nvmlReturn)
+    # The field is a union: a type that is not unsigned would read as something else.
+    if field.valueType != pynvml.NVML_VALUE_TYPE_UNSIGNED_INT or not 0 <= field.value.uiVal < _MOST_MW:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+    return int(field.value.uiVal)
+
+
+def _remark(name: str, handle: object, channel: Channel) -> str | None:
+    """What a figure of this GPU holds beside the GPU's own, if anything."""
+    import pynvml
+
+    remarks: list[str] = []
+    with contextlib.suppress(pynvml.NVMLError):
+        if pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
+            remarks.append("the whole GPU, shared by all its MIG instances")
+    if channel.quantity == "energy_j":
+        with contextlib.suppress(pynvml.NVMLError):
+            # Only modules that hold more than the GPU answer for the module; a load makes no part of it negative.
+            if _instant_power_mw(handle, _SCOPE_MODULE) > _instant_power_mw(handle, _SCOPE_GPU):
+                remarks.append("the whole module, with its processor and memory")
+    return f"{name}: {' and '.join(remarks)}" if remarks else None
 
 
 def _shutdown() -> None:

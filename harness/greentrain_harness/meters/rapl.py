@@ -1,7 +1,8 @@
 """RAPL energy counters of x86 processors through /sys/class/powercap.
 
 Packages and their DRAM are the roots. Core and uncore lie inside the package and are not read; psys
-overlaps everything and is never added; ``intel-rapl-mmio`` repeats the packages.
+overlaps everything and is never added; ``intel-rapl-mmio`` repeats the packages. Where a machine shows no
+packages, the mmio ones are taken, and else psys by itself.
 """
 
 from __future__ import annotations
@@ -139,13 +140,25 @@ def open_meter(*, sysroot: Path = Path("/"), device: Device | None = None) -> Ra
         raise UnavailableError(f"No CPU energy counter: {why_not}.", hint=hint)
     zones, mirrored = _without_mirrors(_zones(sysroot))
     remark = f"; {', '.join(mirrored)} left out: the same counter shown twice" if mirrored else ""
-    return RaplMeter(zones, note=f"processor packages and DRAM, not the rest of the machine{remark}")
+    seen = "the whole platform (psys)" if zones[0].name == "psys" else "processor packages and DRAM"
+    rest = "" if zones[0].name == "psys" else ", not the rest of the machine"
+    return RaplMeter(zones, note=f"{seen}{rest}{remark}")
 
 
 def _zones(sysroot: Path) -> tuple[Zone, ...]:
+    """The packages and their DRAM through one interface; a machine that shows none may still show psys."""
+    for interface in ("intel-rapl", "intel-rapl-mmio"):
+        zones = _packages(sysroot, interface)
+        if zones:
+            return zones
+    folders = sorted((sysroot / _FOLDER).glob("intel-rapl:*"))
+    return tuple(Zone("psys", folder) for folder in folders if read_text(folder / "name") == "psys")[:1]
+
+
+def _packages(sysroot: Path, interface: str) -> tuple[Zone, ...]:
     zones: list[Zone] = []
-    # "intel-rapl:*" does not match intel-rapl-mmio:*, which repeats the packages.
-    for folder in sorted((sysroot / _FOLDER).glob("intel-rapl:*")):
+    # "intel-rapl:*" does not match intel-rapl-mmio:*.
+    for folder in sorted((sysroot / _FOLDER).glob(f"{interface}:*")):
         name = read_text(folder / "name")
         if name is None:
             continue

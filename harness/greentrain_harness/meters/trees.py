@@ -39,7 +39,10 @@ class JetsonTree:
     def set_rail_w(self, label: str, power_w: float) -> None:
         """Let a rail show a power, to the resolution of the driver (1 mW, or 1 mA at 5 V)."""
         folder, number = self.folders[label], self.numbers[label]
-        if self.driver == "iio":
+        rail = next(rail for rail in self.board.rails if rail.label == label)
+        if rail.chip == "ina238":
+            _write_number(folder / "power1_input", round(power_w * 1e6))
+        elif self.driver == "iio":
             _write_number(folder / f"in_current{number}_input", round(power_w * 1e6 / _VOLTAGE_MV))
             _write_number(folder / f"in_power{number}_input", round(power_w * 1e3))
         else:
@@ -82,12 +85,11 @@ def write_jetson_tree(
     numbers: dict[str, int] = {}
     for index, address in enumerate(sorted({rail.address for rail in board.rails})):
         rails = [rail for rail in board.rails if rail.address == address]
-        if driver == "iio":
-            folder = root / f"sys/bus/i2c/drivers/ina3221x/{bus}-{address:04x}/iio:device{first_number + index}"
-        else:
-            folder = root / f"sys/bus/i2c/drivers/ina3221/{bus}-{address:04x}/hwmon/hwmon{first_number + index}"
+        chip = "ina3221x" if driver == "iio" else rails[0].chip
+        device = "iio:device" if driver == "iio" else "hwmon/hwmon"
+        folder = root / f"sys/bus/i2c/drivers/{chip}/{bus}-{address:04x}/{device}{first_number + index}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "name").write_text("ina3221x\n" if driver == "iio" else "ina3221\n")
+        (folder / "name").write_text(f"{chip}\n")
         for number, rail in enumerate(rails, start=0 if driver == "iio" else 1):
             _write_rail(folder, rail, number, driver)
             folders[rail.label], numbers[rail.label] = folder, number
@@ -126,6 +128,8 @@ def write_rapl_tree(
 
 
 def _write_rail(folder: Path, rail: Rail, number: int, driver: Driver) -> None:
+    if rail.chip == "ina238":
+        return
     if driver == "iio":
         (folder / f"rail_name_{number}").write_text(f"{rail.label}\n")
         _write_number(folder / f"in_voltage{number}_input", _VOLTAGE_MV)
