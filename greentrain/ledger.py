@@ -6,6 +6,9 @@ over devices to the last digit, whatever the order.
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +19,11 @@ import msgspec
 
 from greentrain._checks import require, require_non_negative
 from greentrain.errors import UsageError
-from greentrain.files import read_csv, write_csv, writing
+from greentrain.files import field_message, read_csv, write_csv, writing
 from greentrain.power import Source
 
 __all__ = [
+    "ACTION_CAUSES",
     "LEDGER_COLUMNS",
     "LedgerRow",
     "LedgerWriter",
@@ -66,8 +70,15 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         require(self.step >= 0, "step must be at least 0")
+        require(math.isfinite(self.t_start_s), f"t_start_s is {self.t_start_s}, expected a finite number")
         require_non_negative(duration_s=self.duration_s, energy_j=self.energy_j, error_j=self.error_j, bytes=self.bytes)
 
+
+# Action of a row -> cause of its joules. A gradient sum is waiting: its messages are rows of their own.
+ACTION_CAUSES: dict[str, str] = {
+    "forward": "compute", "backward": "compute", "update": "compute",
+    "send": "send", "receive": "receive", "sum": "wait", "wait": "wait", "idle": "idle",
+}  # fmt: skip
 
 LEDGER_COLUMNS: tuple[str, ...] = LedgerRow.__struct_fields__
 
@@ -118,25 +129,28 @@ class LedgerWriter:
     def __init__(self, path: Path) -> None:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = path.open("w", encoding="utf-8")
-            self._stream.write(",".join(LEDGER_COLUMNS) + "\n")
-            self._stream.flush()
+            # Unbuffered: on a full disk nothing is left behind to be written again.
+            self._stream = path.open("wb", buffering=0)
         self._path = path
+        self._write([LEDGER_COLUMNS])
 
     def append(self, rows: Iterable[LedgerRow]) -> None:
         """Write rows and hand them to the operating system."""
-        lines = [",".join("" if cell is None else str(cell) for cell in _cells(row)) + "\n" for row in rows]
+        self._write(["" if cell is None else cell for cell in _cells(row)] for row in rows)
+
+    def _write(self, lines: Iterable[Sequence[object]]) -> None:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(lines)
+        data = buffer.getvalue().encode()
         with writing(self._path):
-            self._stream.write("".join(lines))
-            self._stream.flush()
+            while data:
+                data = data[os.write(self._stream.fileno(), data) :]
 
     def close(self) -> None:
         """Flush to disk and close; a second call does nothing."""
         if not self._stream.closed:
-            with writing(self._path):
-                self._stream.flush()
+            with writing(self._path), self._stream:
                 os.fsync(self._stream.fileno())
-                self._stream.close()
 
 
 def read_ledger(path: Path, *, allow_cut: bool = False) -> list[LedgerRow]:
@@ -150,6 +164,9 @@ def read_ledger(path: Path, *, allow_cut: bool = False) -> list[LedgerRow]:
         UsageError: A column is missing, or a cell has a wrong value; line and column are named.
     """
     header, lines = read_csv(path)
+    if allow_cut and lines and not path.read_bytes().endswith(b"\n"):
+        # Even where it still reads as a row, its last cell may be cut.
+        del lines[-1]
     missing = [name for name in LEDGER_COLUMNS if name not in header]
     if missing:
         raise UsageError(
@@ -160,7 +177,12 @@ def read_ledger(path: Path, *, allow_cut: bool = False) -> list[LedgerRow]:
     for number, line in enumerate(lines, start=2):
         if not line:
             continue
-        record = {name: cell for name, cell in zip(header, line, strict=False) if name in LEDGER_COLUMNS}
+        if len(line) != len(header):
+            raise UsageError(
+                f"{path}: line {number} has {len(line)} cells, expected {len(header)}.",
+                hint="The ledger is damaged there; repair or remove the line.",
+            )
+        record = {name: cell for name, cell in zip(header, line, strict=True) if name in LEDGER_COLUMNS}
         fields = {
             name: (None if cell == "" and name in ("energy_j", "error_j") else cell) for name, cell in record.items()
         }
@@ -170,7 +192,8 @@ def read_ledger(path: Path, *, allow_cut: bool = False) -> list[LedgerRow]:
             if allow_cut and number == len(lines) + 1:
                 break
             raise UsageError(
-                f"{path}: line {number}: {error}.", hint="The ledger is damaged there; repair or remove the line."
+                f"{path}: line {number}: {field_message(error)}",
+                hint="The ledger is damaged there; repair or remove the line.",
             ) from error
     return rows
 

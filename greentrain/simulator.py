@@ -15,18 +15,12 @@ from typing import cast
 from greentrain.actions import Action, lower
 from greentrain.cost import CostTables, Traffic, estimate, stage_traffic
 from greentrain.errors import UsageError
-from greentrain.ledger import LedgerRow, totals_j
+from greentrain.ledger import ACTION_CAUSES, LedgerRow, totals_j
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_bytes, gradient_sum_s
 from greentrain.plan import Estimate, Plan
 
-__all__ = ["CAUSES", "simulate", "to_estimate"]
-
-# Action of a ledger row -> cause of its joules.
-CAUSES: dict[str, str] = {
-    "forward": "compute", "backward": "compute", "update": "compute",
-    "send": "send", "receive": "receive", "sum": "wait", "wait": "wait", "idle": "idle",
-}  # fmt: skip
+__all__ = ["simulate", "to_estimate"]
 
 
 def simulate(plan: Plan, problem: Problem, *, run: str = "simulated") -> list[LedgerRow]:
@@ -57,7 +51,7 @@ def to_estimate(rows: Sequence[LedgerRow], plan: Plan, problem: Problem) -> Esti
     energy_j: dict[str, dict[str, float]] = {}
     for device in {row.device for row in rows}:
         own = [row for row in rows if row.device == device]
-        energy_j[device] = totals_j(own, lambda row: CAUSES[row.action])
+        energy_j[device] = totals_j(own, lambda row: ACTION_CAUSES[row.action])
     round_j = sum(sum(causes.values()) for causes in energy_j.values())
     return Estimate(
         step_s=step_s,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from greentrain.ledger import LedgerRow, energy_uj, split_energy_j, total_energy_j
+from greentrain.ledger import ACTION_CAUSES, LedgerRow, energy_uj, split_energy_j, total_energy_j
 
 __all__ = [
     "CAUSES",
@@ -25,7 +25,18 @@ __all__ = [
 ]
 
 # Causes of energy and actions of time, in the order of tables and pictures.
-CAUSES: tuple[str, ...] = ("compute", "send", "receive", "sum", "update", "wait", "idle", "sleep")
+CAUSES: tuple[str, ...] = (
+    "compute",
+    "forward",
+    "backward",
+    "send",
+    "receive",
+    "sum",
+    "update",
+    "wait",
+    "idle",
+    "sleep",
+)
 
 
 class DeviceEnergy(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +145,7 @@ def device_energy(
     if causes_j is None and counted and all(row.action != "step" for row in counted):
         own_j: defaultdict[str, float] = defaultdict(float)
         for row in counted:
-            own_j[row.action] += row.energy_j or 0.0
+            own_j[ACTION_CAUSES.get(row.action, row.action)] += row.energy_j or 0.0
         causes_j = own_j
     cause_j = None
     if energy_j is not None and causes_j and sum(causes_j.values()) > 0:

@@ -18,7 +18,7 @@ __all__ = ["GRID", "INK", "MUTED", "action_colour", "action_colours", "bare_axes
 # matplotlib cannot write CSS variables, so it draws with these placeholder colours; they are replaced after.
 INK, GRID, MUTED = "#010101", "#010102", "#010103"
 
-_ACTIONS = ("compute", "send", "receive", "sum", "update", "wait", "idle", "sleep", "other")
+_ACTIONS = ("compute", "forward", "backward", "send", "receive", "sum", "update", "wait", "idle", "sleep", "other")
 _SERIES_N = 6
 _VARIABLES: dict[str, str] = {
     INK: "--ink",

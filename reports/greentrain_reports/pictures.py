@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from greentrain.ledger import ACTION_CAUSES
 from greentrain_reports.energy import CAUSES, RoundRow, TimelineBar
 from greentrain_reports.figure import INK, MUTED, action_colour, bare_axes, device_colour, draw_svg
 from greentrain_reports.tables import RunReport
@@ -280,7 +281,9 @@ def _in_order(cause_j: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _busy_s(bars: Sequence[TimelineBar], lane: str) -> float:
-    return sum(bar.duration_s for bar in bars if bar.lane == lane and bar.action == "compute")
+    return sum(
+        bar.duration_s for bar in bars if bar.lane == lane and ACTION_CAUSES.get(bar.action, bar.action) == "compute"
+    )
 
 
 def _binned(points: Sequence[tuple[int, float, float, float | None]]) -> list[tuple[float, float, float | None]]:

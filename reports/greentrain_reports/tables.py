@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from greentrain.carbon import Intensity, co2e_kg
-from greentrain.ledger import LedgerRow, total_energy_j, totals_j
+from greentrain.ledger import ACTION_CAUSES, LedgerRow, total_energy_j, totals_j
 from greentrain.plan import Estimate, Plan, parallelism_name
 from greentrain_reports.energy import (
     DeviceEnergy,
@@ -299,7 +299,8 @@ def _predicted_cause_j(run: RunFolder) -> dict[str, dict[str, float]]:
             device: {
                 cause: energy_j / rounds_n
                 for cause, energy_j in totals_j(
-                    (row for row in counted if row.device == device), lambda row: row.action
+                    (row for row in counted if row.device == device),
+                    lambda row: ACTION_CAUSES.get(row.action, row.action),
                 ).items()
             }
             for device in devices
@@ -369,7 +370,11 @@ def _prediction(run: RunFolder, estimate: Estimate | None) -> tuple[float | None
 
 
 def _mean_compute_s(rounds: Sequence[RoundRow], device: str) -> float | None:
-    seconds = [row.action_s["compute"] for row in rounds if row.device == device and "compute" in row.action_s]
+    seconds = [
+        sum(value for action, value in row.action_s.items() if ACTION_CAUSES.get(action, action) == "compute")
+        for row in rounds
+        if row.device == device and any(ACTION_CAUSES.get(action, action) == "compute" for action in row.action_s)
+    ]
     return statistics.fmean(seconds) if seconds else None
 
 

@@ -228,7 +228,8 @@ def test_predicted_stands_beside_measured(written: ReportFiles) -> None:
     rows = {(row["quantity"], row["device"]): row for row in _table(written.csv["comparison.csv"])}
     round_s = rows["round_s", "all"]
     assert (round_s["predicted"], round_s["measured"], round_s["difference_percent"]) == ("0.1", "0.12", "20.0")
-    assert float(rows["compute_s_per_round", "fast"]["measured"]) == pytest.approx(0.072)
+    # Computing and the update, as the cost model counts busy seconds.
+    assert float(rows["compute_s_per_round", "fast"]["measured"]) == pytest.approx(0.078)
     assert float(rows["energy_j_per_round", "slow"]["predicted"]) == pytest.approx(0.48)
     assert rows["sent_bytes_per_round", "fast"]["difference_percent"] == "0.0"
     assert rows["peak_memory_bytes", "slow"]["measured"] == ""
