@@ -34,6 +34,6 @@ def require_positive(**values: float | None) -> None:
 
 def require_id(value: str, *, what: str, forbidden: Collection[str] = " \t\n@>:[]/,") -> None:
     """An identifier is not empty and free of the characters that the text forms use."""
-    bad = [character for character in value if character in forbidden]
+    bad = [c for c in value if c in forbidden or c.isspace() or not c.isprintable()]
     if not value or bad:
         raise ValueError(f"{what} is {value!r}, expected a name without spaces or any of @ > : [ ] / ,")

@@ -29,6 +29,7 @@ from greentrain.version import VERSION
 
 __all__ = [
     "canonical_sha256",
+    "field_message",
     "file_sha256",
     "read_csv",
     "read_json",
@@ -89,6 +90,10 @@ def writing(path: Path) -> Generator[None, None, None]:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that readers see the old or the new content, never a part."""
     with writing(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # A device or a pipe, such as /dev/stdout, is written to and never replaced.
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -133,7 +138,7 @@ def read_json(path: Path, kind: type[T], *, schema: str) -> T:
     """
     try:
         content: Any = msgspec.json.decode(_read_bytes(path))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
             f"{path}: not valid JSON ({error}).", hint="The file may be cut short; make it again."
         ) from error
@@ -152,7 +157,7 @@ def read_json(path: Path, kind: type[T], *, schema: str) -> T:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         raise UsageError(
-            f"{path}: {_field_message(error)}", hint="Correct the field, or make the file again."
+            f"{path}: {field_message(error)}", hint="Correct the field, or make the file again."
         ) from error
 
 
@@ -173,7 +178,7 @@ def read_toml(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: {_field_message(error)}", hint="Correct that field of the file.") from error
+        raise UsageError(f"{path}: {field_message(error)}", hint="Correct that field of the file.") from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -213,8 +218,8 @@ def _read_bytes(path: Path) -> bytes:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def _field_message(error: msgspec.ValidationError) -> str:
-    """Put the field path first: msgspec writes ``... - at `$.a[0].b```."""
+def field_message(error: msgspec.ValidationError) -> str:
+    """A sentence with the field path first: msgspec writes ``... - at `$.a[0].b```."""
     text = str(error)
     message, separator, path = text.rpartition(" - at ")
     if not separator:

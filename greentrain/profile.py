@@ -82,6 +82,8 @@ class LayerTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 require_non_negative(time_s=value)
         for value in self.update_s_L:
             require_non_negative(update_s=value)
+        takes_time = any(value > 0 for row in (*self.forward_s_LB, *self.backward_s_LB) for value in row)
+        require(takes_time, f"every time of kind {self.kind!r} at point {self.point!r} is 0")
 
 
 class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +95,7 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         layers: The blocks in order.
         input_bytes: Bytes per sample of the model's input.
         times: Layer times, at most one per (kind, point).
+        workload: Where the model comes from when it is a user's own (``path/to/file.py:attribute``), else None.
     """
 
     model: str
@@ -100,6 +103,7 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     layers: tuple[LayerProfile, ...]
     input_bytes: int
     times: tuple[LayerTimes, ...] = ()
+    workload: str | None = None
 
     def __post_init__(self) -> None:
         require(len(self.layers) > 0, "a model needs at least one layer")
@@ -145,6 +149,9 @@ def interpolate_batch_s(batch_B: tuple[int, ...], time_s_B: tuple[float, ...], b
     right = min(max(bisect_left(batch_B, batch), 1), len(batch_B) - 1)
     low, high = batch_B[right - 1], batch_B[right]
     slope = (time_s_B[right] - time_s_B[right - 1]) / (high - low)
-    if slope < 0 and (batch < low or batch > high):
-        slope = 0.0
-    return max(time_s_B[right - 1] + slope * (batch - low), 0.0)
+    if batch > high:
+        return time_s_B[right] + max(slope, 0.0) * (batch - high)
+    if batch < low:
+        # Never cheaper per row than the smallest size that was measured.
+        return max(time_s_B[0] + max(slope, 0.0) * (batch - low), time_s_B[0] * batch / low)
+    return time_s_B[right - 1] + slope * (batch - low)

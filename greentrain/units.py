@@ -82,7 +82,9 @@ def parse_quantity(text: str, dimension: Dimension, *, where: str, minimum: floa
             hint=f"Write a number with a unit, such as {_EXAMPLES[dimension]!r} (units: {', '.join(units)}).",
         )
     value = float(match.group(1)) * units[unit]
-    if not math.isfinite(value) or value < minimum:
+    if not math.isfinite(value):
+        raise UsageError(f"{where}: {text!r} is too large.", hint=f"Write a value such as {_EXAMPLES[dimension]!r}.")
+    if value < minimum:
         raise UsageError(
             f"{where}: {text!r} must not be below {format_quantity(minimum, dimension)}.",
             hint=f"Write a value such as {_EXAMPLES[dimension]!r}.",
