@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from greentrain.cost import estimate
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
 from greentrain.plan import Plan
@@ -27,7 +28,7 @@ def reasons(plan: Plan, problem: Problem) -> dict[str, str]:
     found: dict[str, str] = {}
     for device in problem.cluster.devices:
         if device.id in plan.devices:
-            found[device.id] = _without(plan, problem, device.id)
+            found[device.id] = _without(plan, problem, device.id, exact=exact)
         elif exact:
             found[device.id] = _with(plan, problem, device.id)
         else:
@@ -35,13 +36,18 @@ def reasons(plan: Plan, problem: Problem) -> dict[str, str]:
     return found
 
 
-def _without(plan: Plan, problem: Problem, device: str) -> str:
+def _without(plan: Plan, problem: Problem, device: str, *, exact: bool) -> str:
     others = tuple(other.id for other in problem.cluster.devices if other.id != device)
     if not others:
         return "in: the only device"
-    smaller = msgspec.structs.replace(problem, cluster=problem.cluster.restricted_to(others))
     try:
-        best = load_planner("auto")(smaller)
+        if exact:
+            best = exhaustive.plan(problem, must_avoid=device)
+        else:
+            smaller = msgspec.structs.replace(problem, cluster=problem.cluster.restricted_to(others))
+            best = load_planner("auto")(smaller)
+            # Left out it is still on: its idle joules count where the objective says so.
+            best = msgspec.structs.replace(best, estimate=estimate(best, problem))
     except InfeasibleError as error:
         return f"in: without it there is no feasible plan ({error.message})"
     return f"in: without it the best plan would take {_difference(best, plan)}"
@@ -59,6 +65,7 @@ def _alone(plan: Plan, problem: Problem, device: str) -> str:
     only = msgspec.structs.replace(problem, cluster=problem.cluster.restricted_to((device,)))
     try:
         best = load_planner("single")(only)
+        best = msgspec.structs.replace(best, estimate=estimate(best, problem))
     except InfeasibleError as error:
         return f"out: alone it cannot train the model ({error.message})"
     return f"out: no plan tried with it is better; alone it would take {_difference(best, plan)}"

@@ -27,7 +27,8 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         deadline_s: The whole job must end within this time.
         job_samples: Samples of the whole job; needed for a deadline or an energy budget.
         budget_j: Energy that the whole job may take.
-        max_slowdown: The plan may take at most this many times the round of the fastest plan.
+        max_slowdown: The plan may take at most this many times the round of the fastest plan that the planner
+            knows (the exhaustive planner knows the fastest of all).
         count_idle_of_unused: Whether devices that are on but unused count with their idle power.
     """
 

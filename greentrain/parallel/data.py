@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from greentrain.cluster import Cluster
 
-__all__ = ["allocate_shares", "gradient_sum_bytes", "gradient_sum_s", "slowest_link"]
+__all__ = ["allocate_shares", "equal_shares", "gradient_sum_bytes", "gradient_sum_s", "slowest_link"]
 
 
 def slowest_link(cluster: Cluster, devices: Sequence[str]) -> tuple[float, float, bool]:
@@ -44,6 +44,12 @@ def gradient_sum_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -
     bandwidth, latency_s, shared = slowest_link(cluster, devices)
     transfer_s = gradient_sum_bytes(group_n, param_bytes) / bandwidth
     return transfer_s * (group_n if shared else 1) + 2 * (group_n - 1) * latency_s
+
+
+def equal_shares(rows: int, devices_n: int) -> tuple[int, ...]:
+    """Equally many rows per device, the first devices one more where it does not divide."""
+    whole, rest = divmod(rows, devices_n)
+    return tuple(whole + (index < rest) for index in range(devices_n))
 
 
 def allocate_shares(rows: int, time_s_DR: Sequence[Sequence[float]], limit_D: Sequence[int]) -> tuple[int, ...] | None:

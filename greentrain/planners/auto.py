@@ -27,19 +27,7 @@ def plan(problem: Problem) -> Plan:
     """
     if exhaustive.choices_n(problem) <= exhaustive.CHOICES_LIMIT:
         return exhaustive.plan(problem)
-    return best_of(_limited_by_slowdown(problem), problem, "auto")
-
-
-def _limited_by_slowdown(problem: Problem) -> Iterable[Plan]:
-    candidates = list(_candidates(problem))
-    slowdown = problem.objective.max_slowdown
-    if slowdown is None:
-        return candidates
-    feasible = [found for found in candidates if found.estimate is not None and not found.estimate.violations]
-    if not feasible:
-        return candidates
-    fastest_s = min(found.estimate.step_s for found in feasible if found.estimate is not None)
-    return [f for f in feasible if f.estimate is not None and f.estimate.step_s <= slowdown * fastest_s]
+    return best_of(_candidates(problem), problem, "auto")
 
 
 def _candidates(problem: Problem) -> Iterable[Plan]:

@@ -10,7 +10,7 @@ import msgspec
 from greentrain.cost import CostTables, estimate
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
-from greentrain.plan import Certificate, Plan, Stage, in_flight_limit
+from greentrain.plan import Certificate, Estimate, Plan, Stage, in_flight_limit
 
 __all__ = ["Part", "assemble", "best_of", "certified", "lower_bound", "objective_value"]
 
@@ -69,26 +69,38 @@ def objective_value(plan: Plan) -> float:
 def best_of(plans: Iterable[Plan], problem: Problem, planner: str) -> Plan:
     """The feasible plan with the least objective, certified against a simple lower bound.
 
+    A slowdown is limited against the fastest of the candidates.
+
     Raises:
         InfeasibleError: None is feasible; the message gives the nearest plan's violation.
     """
-    best: Plan | None = None
-    violation = "there are fewer rows than devices, or no memory for a single layer"
-    considered = 0
-    for plan in plans:
-        considered += 1
-        assert plan.estimate is not None
-        if plan.estimate.violations:
-            violation = plan.estimate.violations[0]
-        elif best is None or objective_value(plan) < objective_value(best):
-            best = plan
-    if best is None:
+    priced = [(plan, plan.estimate) for plan in plans if plan.estimate is not None]
+    feasible = [(plan, price) for plan, price in priced if not price.violations]
+    if not feasible:
+        violation = "no micro-batch size has a row for every device"
+        if priced:
+            violation = min((price for _, price in priced), key=lambda price: _shortfall(price, problem)).violations[0]
         raise InfeasibleError(
             f"planner {planner!r} finds no feasible plan: {violation}.",
             hint="Relax that limit, add memory or devices, or try --planner auto.",
         )
-    method = f"best of {considered} candidates; bound: every layer on its cheapest device, without waiting"
-    return certified(best, problem, lower_bound(problem), method, considered)
+    slowdown = problem.objective.max_slowdown
+    if slowdown is not None:
+        limit_s = slowdown * min(price.step_s for _, price in feasible)
+        feasible = [(plan, price) for plan, price in feasible if price.step_s <= limit_s]
+    best = min((plan for plan, _ in feasible), key=objective_value)
+    method = f"best of {len(priced)} candidates; bound: every layer on its cheapest device, without waiting"
+    return certified(best, problem, lower_bound(problem), method, len(priced))
+
+
+def _shortfall(price: Estimate, problem: Problem) -> tuple[float, float, float]:
+    """How far a plan is from feasible: bytes lacking, seconds late, joules per sample."""
+    lacking = sum(max(used - problem.cluster.device(name).memory_bytes, 0) for name, used in price.peak_bytes.items())
+    objective = problem.objective
+    late_s = 0.0
+    if objective.deadline_s is not None and objective.job_samples is not None:
+        late_s = max(price.step_s * objective.job_samples / problem.batch - objective.deadline_s, 0.0)
+    return lacking, late_s, price.energy_j_per_sample
 
 
 def certified(plan: Plan, problem: Problem, bound: float, method: str, considered_n: int) -> Plan:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from greentrain.cost import CostTables, most_rows
 from greentrain.device import Device
 from greentrain.objective import Problem
-from greentrain.parallel.data import allocate_shares
+from greentrain.parallel.data import allocate_shares, equal_shares
 from greentrain.plan import Plan
 from greentrain.planners.candidate import Part, assemble, best_of
 
@@ -28,11 +28,14 @@ def candidates(problem: Problem, tables: CostTables) -> Iterable[Plan]:
     devices = problem.cluster.devices
     layers = len(problem.model.layers)
     for micro_batch in problem.micro_batches:
+        if micro_batch < len(devices):
+            continue
         shares = group_shares(problem, tables, devices, (0, layers), micro_batch, in_flight=1)
-        if shares is not None:
-            names = tuple(device.id for device in devices)
-            points = tuple(device.points[0].name for device in devices)
-            yield assemble(problem, "data", micro_batch, [Part(0, layers, names, shares, points)], tables)
+        # Where no shares fit, equal ones say which device lacks how many bytes.
+        shares = shares or equal_shares(micro_batch, len(devices))
+        names = tuple(device.id for device in devices)
+        points = tuple(device.points[0].name for device in devices)
+        yield assemble(problem, "data", micro_batch, [Part(0, layers, names, shares, points)], tables)
 
 
 def group_shares(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from greentrain.cost import CostTables
 from greentrain.objective import Problem
+from greentrain.parallel.data import equal_shares
 from greentrain.plan import Plan
 from greentrain.planners.candidate import Part, assemble, best_of
 
@@ -29,6 +30,5 @@ def candidates(problem: Problem, tables: CostTables) -> Iterable[Plan]:
     points = tuple(device.points[0].name for device in devices)
     for micro_batch in problem.micro_batches:
         if micro_batch >= len(devices):
-            whole, rest = divmod(micro_batch, len(devices))
-            shares = tuple(whole + (index < rest) for index in range(len(devices)))
+            shares = equal_shares(micro_batch, len(devices))
             yield assemble(problem, "data-equal", micro_batch, [Part(0, layers, names, shares, points)], tables)

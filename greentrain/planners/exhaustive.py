@@ -53,12 +53,14 @@ class _Suffix(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def plan(problem: Problem, *, must_use: str | None = None) -> Plan:
+def plan(problem: Problem, *, must_use: str | None = None, must_avoid: str | None = None) -> Plan:
     """The optimal plan of the sample-sharing space under the cost model.
 
     Args:
         problem: A small problem.
         must_use: Only plans with this device count; for explanations.
+        must_avoid: Only plans without this device count. Unlike in a smaller cluster it stays on, and the
+            slowdown is still against the fastest plan of all.
 
     Raises:
         NotSupportedError: The space is too large to enumerate.
@@ -70,15 +72,16 @@ def plan(problem: Problem, *, must_use: str | None = None) -> Plan:
             f"the exhaustive planner would face {choices} ways to share single stages, its limit is {CHOICES_LIMIT}.",
             hint="Use --planner auto, fewer devices (--exclude), fewer operating points or smaller micro-batches.",
         )
-    search = _Search(problem, must_use=must_use, time_limit_s=_time_limit_s(problem))
+    search = _Search(problem, must_use=must_use, must_avoid=must_avoid, time_limit_s=_time_limit_s(problem))
     search.start_from_single_devices()
     for micro_batch in sorted(problem.micro_batches, reverse=True):  # Large ones soon give a good incumbent.
         search.run(micro_batch)
     if search.best is None:
         # The single-device candidates know which limit is broken, and by how much.
-        if must_use is None:
+        if must_use is None and must_avoid is None:
             return best_of(single_candidates(problem, search.tables), problem, "exhaustive")
-        raise InfeasibleError(f"no feasible plan uses device {must_use!r}.", hint="Relax the limits.")
+        wish = f"uses device {must_use!r}" if must_use is not None else f"goes without device {must_avoid!r}"
+        raise InfeasibleError(f"no feasible plan {wish}.", hint="Relax the limits.")
     micro_batch, parts = search.best
     found = assemble(problem, "exhaustive", micro_batch, parts, search.tables)
     method = "exhaustive enumeration with bounds over stages, devices, shares, operating points and micro-batches"
@@ -119,6 +122,7 @@ class _Search:
 
     problem: Problem
     must_use: str | None
+    must_avoid: str | None
     time_limit_s: float
     best: tuple[int, tuple[Part, ...]] | None = None
     best_value: float = inf
@@ -137,7 +141,8 @@ class _Search:
         """Take the best single device as the first incumbent, so that bounds prune from the beginning."""
         for found in single_candidates(self.problem, self.tables):
             assert found.estimate is not None
-            allowed = self.must_use is None or self.must_use in found.devices
+            allowed = self.must_avoid not in found.devices
+            allowed &= self.must_use is None or self.must_use in found.devices
             in_time = found.estimate.step_s <= self.time_limit_s
             if allowed and in_time and not found.estimate.violations and objective_value(found) < self.best_value:
                 stage = found.stages[0]
@@ -155,7 +160,8 @@ class _Search:
         self._least_j_DL, self._least_s_DL = [row for row, _ in least], [row for _, row in least]
         cheapest_j = [min(row[layer] for row in self._least_j_DL) for layer in range(len(self.problem.model.layers))]
         self._rest_j = tuple(itertools.accumulate(cheapest_j, initial=0.0))
-        self._extend(None, len(self.problem.model.layers), everyone)
+        free = frozenset(i for i in everyone if self.problem.cluster.devices[i].id != self.must_avoid)
+        self._extend(None, len(self.problem.model.layers), free)
 
     def _extend(self, suffix: _Suffix | None, stop: int, free: frozenset[int]) -> None:
         """Prepend every possible stage that ends before layer ``stop``."""
