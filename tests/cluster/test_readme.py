@@ -28,6 +28,7 @@ def test_quick_start_runs_as_written(tmp_path: Path) -> None:
     commands = quick_start()
     assert len(commands) >= 7
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    output = ""
     for command in commands:
         done = subprocess.run(
             shlex.split(command),
@@ -39,5 +40,7 @@ def test_quick_start_runs_as_written(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
+        output += done.stdout
     assert (tmp_path / "runs/first/report.html").stat().st_size > 10_000
-    assert "source=modelled" in done.stderr or "modelled" in done.stdout or "measured" in done.stdout
+    # Whatever sensors this machine has, every joule says where it comes from.
+    assert re.search(r"source=(measured|modelled)", output)

@@ -1,6 +1,6 @@
 """Mixes of data and pipeline parallelism, and a process that computes one device's gradients of each.
 
-Run as a program: ``python split_cases.py DEVICE HOST PORT FOLDER float32|float64``.
+Run as a program: ``python split_cases.py DEVICE HOST PORT FOLDER``; gradients go to FOLDER/<dtype>.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ CASES: dict[str, tuple[int, int, list[Group]]] = {
 }
 
 DEVICES = ("d0", "d1", "d2", "d3")
+KINDS = ("float32", "float64")
 
 
 class Embed(nn.Module):
@@ -174,7 +175,8 @@ def run_case(name: str, device: str, host: str, port: int, folder: Path, dtype: 
 
 
 if __name__ == "__main__":
-    own, address, first_port, where, kind = sys.argv[1:]
+    own, address, first_port, where = sys.argv[1:]
     torch.set_num_threads(1)
-    for number, case in enumerate(CASES):
-        run_case(case, own, address, int(first_port) + number, Path(where), getattr(torch, kind))
+    runs = [(kind, case) for kind in KINDS for case in CASES]
+    for number, (kind, case) in enumerate(runs):
+        run_case(case, own, address, int(first_port) + number, Path(where) / kind, getattr(torch, kind))
