@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
+from pathlib import Path
 from typing import cast
 
 import click
 
 from greentrain.errors import GreentrainError
 from greentrain.version import VERSION
+from greentrain_harness.restore import restore_pending
 
 __all__ = ["main"]
 
@@ -62,6 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     try:
+        # A sweep that was killed may have left clocks and caps changed; without one this looks for a file only.
+        for remark in restore_pending(Path(os.environ.get("GREENTRAIN_SYSROOT", "/"))):
+            click.echo(remark, err=True)
         result: object = _root.main(args=arguments, prog_name="greentrain", standalone_mode=False)
     except GreentrainError as error:
         if debug:

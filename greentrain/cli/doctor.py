@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from greentrain.cli._common import emit_json, json_option, sysroot_option
+from greentrain.cli._common import emit_json, json_option, say, sysroot_option
 
 if TYPE_CHECKING:
     from greentrain_harness.doctor import Diagnosis
@@ -26,7 +26,10 @@ def command(as_json: bool, sysroot: Path) -> None:
     Exits 0 also when sensors are missing: then joules are modelled, and every output says so.
     """
     from greentrain_harness.doctor import diagnose
+    from greentrain_harness.restore import restore_pending
 
+    for remark in restore_pending(sysroot):
+        say(remark)
     diagnosis = diagnose(sysroot)
     if as_json:
         emit_json(diagnosis)

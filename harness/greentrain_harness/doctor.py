@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from greentrain.units import format_quantity
+from greentrain_harness.controls import detect_all, open_control
 from greentrain_harness.environment import (
     available_memory_bytes,
     cpu_model,
@@ -37,7 +38,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the diagnosis.
 
     Attributes:
-        area: ``meter``, ``machine``, ``package`` or ``lab``.
+        area: ``meter``, ``control``, ``machine``, ``package`` or ``lab``.
         name: What was looked at.
         state: ``ok``, ``missing``, or ``note`` for a plain fact.
         detail: What was found, or why not and where it was looked for.
@@ -72,10 +73,10 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diagnose(sysroot: Path = Path("/")) -> Diagnosis:
-    """Look at every meter, the processors, the memory, the packages and what the lab needs."""
+    """Look at every meter and control, the processors, the memory, the packages and what the lab needs."""
     meter = choose("auto", sysroot=sysroot)
     modelled = meter == "modelled" or (meter == "ina3221" and lab_node(sysroot) is not None)
-    findings = (*_meters(sysroot), *_machine(sysroot), *_packages(), *_lab())
+    findings = (*_meters(sysroot), *_controls(sysroot), *_machine(sysroot), *_packages(), *_lab())
     return Diagnosis(
         device=device_id(),
         host=host_description(sysroot),
@@ -138,6 +139,16 @@ def _mend(name: str, why_not: str) -> str | None:
         return "greentrain meter --device replay:FILE"
     # No command conjures up a sensor that the machine does not have.
     return None
+
+
+def _controls(sysroot: Path) -> Iterator[Finding]:
+    for name, why_not in detect_all(sysroot).items():
+        if why_not is not None:
+            mend = "sudo greentrain measure --points all" if "root" in why_not.split() else None
+            yield Finding(area="control", name=name, state="missing", detail=why_not, mend=mend)
+            continue
+        points = ", ".join(open_control(name, sysroot=sysroot).points())
+        yield Finding(area="control", name=name, state="ok", detail=f"points {points}; always put back")
 
 
 def _machine(sysroot: Path) -> Iterator[Finding]:
