@@ -190,14 +190,22 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
     write_text(path, buffer.getvalue())
 
 
-def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_csv(path: Path, *, allow_cut: bool = False) -> tuple[list[str], list[list[str]]]:
     """Read a CSV: the header and the rows, all as text.
+
+    Args:
+        path: The file.
+        allow_cut: Drop what stands behind the last line end, as a killed process leaves it: even where
+            it still reads as a row, its last cell may be cut.
 
     Raises:
         UsageError: The file is missing, empty or not UTF-8 text.
     """
+    content = _read_bytes(path)
+    if allow_cut:
+        content = content[: content.rfind(b"\n") + 1]
     try:
-        rows = list(csv.reader(io.StringIO(_read_bytes(path).decode("utf-8"))))
+        rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: not a CSV text file ({error}).") from error
     if not rows:

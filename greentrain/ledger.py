@@ -132,7 +132,11 @@ class LedgerWriter:
             # Unbuffered: on a full disk nothing is left behind to be written again.
             self._stream = path.open("wb", buffering=0)
         self._path = path
-        self._write([LEDGER_COLUMNS])
+        try:
+            self._write([LEDGER_COLUMNS])
+        except BaseException:
+            self._stream.close()
+            raise
 
     def append(self, rows: Iterable[LedgerRow]) -> None:
         """Write rows and hand them to the operating system."""
@@ -163,10 +167,7 @@ def read_ledger(path: Path, *, allow_cut: bool = False) -> list[LedgerRow]:
     Raises:
         UsageError: A column is missing, or a cell has a wrong value; line and column are named.
     """
-    header, lines = read_csv(path)
-    if allow_cut and lines and not path.read_bytes().endswith(b"\n"):
-        # Even where it still reads as a row, its last cell may be cut.
-        del lines[-1]
+    header, lines = read_csv(path, allow_cut=allow_cut)
     missing = [name for name in LEDGER_COLUMNS if name not in header]
     if missing:
         raise UsageError(
@@ -189,8 +190,6 @@ def read_ledger(path: Path, *, allow_cut: bool = False) -> list[LedgerRow]:
         try:
             rows.append(msgspec.convert(cast("object", fields), LedgerRow, strict=False))
         except msgspec.ValidationError as error:
-            if allow_cut and number == len(lines) + 1:
-                break
             raise UsageError(
                 f"{path}: line {number}: {field_message(error)}",
                 hint="The ledger is damaged there; repair or remove the line.",

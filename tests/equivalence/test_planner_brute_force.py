@@ -118,7 +118,7 @@ def _optimum(problem: Problem) -> float:
         return float("inf")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), kind=st.sampled_from(KINDS), network=st.booleans())
 def test_a_device_more_never_worsens_the_optimum(seed: int, kind: ObjectiveKind, network: bool) -> None:
     whole = make_problem(seed, devices=3, layers=3, batch=4, objective=Objective(minimise=kind))
@@ -128,7 +128,7 @@ def test_a_device_more_never_worsens_the_optimum(seed: int, kind: ObjectiveKind,
     assert _optimum(whole) <= _optimum(fewer) * (1 + 1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(KINDS),
