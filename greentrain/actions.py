@@ -82,7 +82,7 @@ def lower(plan: Plan) -> dict[str, list[Action]]:
         if stage.sharing != "samples":
             raise NotSupportedError(
                 f"stage {index} shares {stage.sharing!r}, this version runs sample sharing only.",
-                hint="Schedule with --parallelism data, pipeline or hybrid.",
+                hint="Schedule it again with this version.",
             )
     return {
         device: _device_actions(plan, index, position)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +35,7 @@ def sysroot_option(function: F) -> F:
 
 def emit_json(value: object) -> None:
     """Print a struct or builtins as one line of JSON."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    click.echo(msgspec.json.encode(value).decode())
 
 
 def say(text: str, *, quiet: bool = False) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import contextlib
+from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from greentrain.actions import lower
 from greentrain.cli._cluster import load_cluster
 from greentrain.cluster import Cluster
 from greentrain.cluster_file import ClusterFile
@@ -124,22 +126,43 @@ def load_plan(path: Path) -> Plan:
     return read_json(path, Plan, schema=PLAN_SCHEMA)
 
 
-def problem_of_plan(plan: Plan, cluster_path: Path, profiles: Path) -> tuple[ClusterFile, Problem]:
+def problem_of_plan(
+    plan: Plan, path: Path, cluster_path: Path, profiles: Path
+) -> tuple[ClusterFile, Problem]:  # fmt: skip
     """The problem that a plan belongs to, with only the devices that its price counts.
+
+    Args:
+        plan: The plan.
+        path: Its file, named in errors.
+        cluster_path: cluster.toml.
+        profiles: Folder of profiles.
 
     Raises:
         UsageError: The plan is for another model, or names unknown devices or points.
     """
     file, cluster = load_cluster(cluster_path)
-    check_cluster(plan, cluster)
-    counted = plan.devices if plan.estimate is None else tuple({*plan.devices, *plan.estimate.energy_j})
-    cluster = cluster.restricted_to(counted)
+    with _named(path):
+        check_cluster(plan, cluster)
+        counted = plan.devices if plan.estimate is None else (*plan.devices, *plan.estimate.energy_j)
+        cluster = cluster.restricted_to(counted)
     model = model_for_cluster(profiles, plan.model, file, cluster)
-    check_model(plan, model)
+    with _named(path):
+        check_model(plan, model)
+        lower(plan)
     problem = make_problem(
         model, cluster, plan.objective, batch=plan.batch, micro_batches=(plan.micro_batch,), optimizer=plan.optimizer
     )
     return file, problem
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Generator[None, None, None]:
+    """Put the plan's file in front of what is wrong with it."""
+    try:
+        yield
+    except UsageError as error:
+        error.message = f"{path}: {error.message.removeprefix('plan: ')}"
+        raise
 
 
 def make_problem(

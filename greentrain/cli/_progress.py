@@ -24,12 +24,20 @@ _LINE_EVERY_S = 5.0
 
 
 class Watcher:
-    """Shows progress lines of a run and remembers the last one."""
+    """Shows progress lines of a run and remembers the last one.
 
-    def __init__(self, plan: Plan, price: Estimate, *, quiet: bool) -> None:
+    Args:
+        plan: The plan.
+        price: What the rounds are predicted to cost.
+        beginning: What happens before the first round.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, plan: Plan, price: Estimate, beginning: str, *, quiet: bool) -> None:
         self.last: Progress | None = None
         self._plan = plan
         self._price = price
+        self._beginning = beginning
         self._quiet = quiet
         self._bar: Bar | None = None
         self._line_s = 0.0
@@ -45,7 +53,7 @@ class Watcher:
         click.echo(
             f"Training {self._plan.model} on {', '.join(self._plan.devices)}: predicted "
             f"{self._price.samples_per_s:.4g} samples/s, {self._price.energy_j_per_sample:.4g} J/sample; "
-            "starting the workers …",
+            f"{self._beginning}",
             err=True,
         )
         if sys.stderr.isatty():

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from greentrain._checks import require_id
+from greentrain.cli._common import say
 from greentrain.cli._problem import problem_of_plan
 from greentrain.cluster import Cluster
 from greentrain.cluster_file import ClusterFile, DeviceEntry
-from greentrain.errors import NotSupportedError, UsageError
+from greentrain.errors import GreentrainError, NotSupportedError, RunError, UsageError
 from greentrain.files import canonical_sha256, read_json, utc_now, write_bytes, write_json, writing
 from greentrain.ledger import LedgerRow, write_ledger
+from greentrain.objective import Problem
 from greentrain.plan import PLAN_SCHEMA, Estimate, Plan, parallelism_name
 from greentrain.simulator import simulate, to_estimate
 from greentrain.summary import SUMMARY_SCHEMA, Outcome, Summary
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from greentrain.runtime.launch import WorkerCommand
     from greentrain.runtime.worker import Job, Progress, Trained
-    from greentrain.training_data import TrainingData
-    from greentrain.workloads.workload import Workload
 
 __all__ = ["RunOptions", "launch_run", "work"]
 
 _CLUSTER_SCHEMA = "greentrain.cluster/1"
-# Importing torch on a slow, throttled board takes minutes; the launcher sees dead workers at once anyway.
+# Importing torch on a slow, throttled board takes minutes; the launcher sees dead workers at once anyway,
+# and a person is told who is missing.
 _JOIN_TIMEOUT_S = 600.0
-# A peer that is silent for this long, or for many rounds, is lost.
-_MESSAGE_TIMEOUT_S = 25.0
+# A person who starts the workers by hand may have mistyped the address.
+_REACH_TIMEOUT_S = 15.0
+# A peer that is silent for this long, or for many rounds, is lost; with all that follows it makes 30 s.
+_MESSAGE_TIMEOUT_S = 20.0
 _MESSAGE_TIMEOUT_ROUNDS = 20
 
 
@@ -68,20 +77,33 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
     Raises:
         UsageError: The plan does not fit cluster, profiles or model, or the run's name is taken.
         RunError: A worker failed; the ledger so far and a summary with its status are written.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the same is written.
     """
+    file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
+    entries = [_entry(file, device) for device in plan.devices]
+    _check_network(entries)
+    with _stopped_by_signals():
+        return _launch(plan, problem, entries, options, quiet=quiet)
+
+
+def _launch(
+    plan: Plan, problem: Problem, entries: Sequence[DeviceEntry], options: RunOptions, *, quiet: bool
+) -> tuple[Path, Summary]:
     from greentrain.cli._progress import Watcher
-    from greentrain.errors import RunError
     from greentrain.runtime.launch import run_workers
 
-    file, problem = problem_of_plan(plan, options.cluster_path, options.profiles)
-    entries = [_entry(file, device) for device in plan.devices]
     simulated = simulate(plan, problem)
     price = to_estimate(simulated, plan, problem)
     run, folder = _claim_folder(options.run, plan.model)
-    _write_plan_files(folder, plan, problem.cluster, simulated, options)
+    try:
+        _write_plan_files(folder, plan, problem.cluster, simulated, options)
+        commands = _commands(plan, entries, folder, run, options)
+    except BaseException:
+        # Nothing has started: the name is free again.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     started_utc = utc_now()
-    commands = _commands(plan, entries, folder, run, options)
-    watcher = Watcher(plan, price, quiet=quiet)
+    watcher = Watcher(plan, price, "starting the workers …", quiet=quiet)
     status = "failed"
     try:
         with watcher:
@@ -91,58 +113,123 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
         status = "interrupted"
         raise
     except RunError as error:
-        hint = f"{error.hint or ''} Kept: {folder}/ledger.csv ({watcher.steps_done} rounds).".strip()
-        error.hint = hint
+        error.hint = f"{error.hint or ''} Kept: {folder}/ledger.csv ({watcher.steps_done} rounds).".strip()
         raise
     finally:
-        if not (folder / "summary.json").exists():
-            _write_cut_run(folder, run, plan, problem.cluster, price, watcher.last, status, started_utc)
+        _save_cut_run(folder, run, plan, problem.cluster, price, watcher.last, status, started_utc)
 
 
-def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str) -> None:
+def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quiet: bool) -> tuple[Path, Summary] | None:
     """Be one device's worker; rank 0 writes the run's files.
 
+    Returns:
+        The run's folder and summary on rank 0 of a run that was started by hand, else None.
+
     Raises:
-        UsageError: The device is not in the plan, or plan, model or data differ between the ranks.
+        UsageError: The device is not in the plan, or plan, model, data or seed differ between the ranks.
         RunError: A peer was lost.
     """
+    from greentrain.runtime.lifeline import end_with_launcher
+
+    launched = end_with_launcher()
+    # Its warnings are source places and stacks; what matters comes as an error.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    if device not in plan.devices:
+        raise UsageError(f"device {device!r} is not in the plan.", hint=f"It has: {', '.join(plan.devices)}.")
+    host, port = _address(coordinator)
+    run = options.run or f"{plan.model}-manual"
+    _check_run_name(run)
+    folder = Path("runs") / run
+    _check_unused(folder, plan.devices.index(device))
+    file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
+    entry = _entry(file, device)
+    price = to_estimate(simulate(plan, problem), plan, problem)
+    _restrain(entry)
+    job = _job(plan, problem, options, entry, folder, run, price, host, port, launched=launched)
+    if launched:
+        _train(job, problem, options, entry, price, _print_progress)
+        return None
+    return _work_by_hand(job, problem, options, entry, price, quiet=quiet)
+
+
+def _work_by_hand(
+    job: Job, problem: Problem, options: RunOptions, entry: DeviceEntry, price: Estimate, *, quiet: bool
+) -> tuple[Path, Summary] | None:
+    """Nobody else watches this worker: it shows its own progress, and keeps what a cut run has reached."""
+    from greentrain.cli._progress import Watcher
+
+    watcher = Watcher(job.plan, price, f"joining the others at {job.host}:{job.port} …", quiet=quiet)
+    started_utc = utc_now()
+    leads = job.device == job.plan.devices[0]
+    status = "failed"
+    try:
+        with watcher:
+            _train(job, problem, options, entry, price, watcher.report)
+        return (job.run_dir, read_json(job.run_dir / "summary.json", Summary, schema=SUMMARY_SCHEMA)) if leads else None
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        if leads and job.run_dir.exists():
+            _save_cut_run(
+                job.run_dir, job.run, job.plan, problem.cluster, price, watcher.last, status, started_utc
+            )  # fmt: skip
+
+
+def _train(
+    job: Job, problem: Problem, options: RunOptions, entry: DeviceEntry, price: Estimate,
+    report: Callable[[Progress], None],
+) -> None:  # fmt: skip
+    """Train under this device's meter; rank 0 writes the run's files."""
     from greentrain.runtime.worker import train
-    from greentrain.workloads import load_workload
-    from greentrain_datasets.loaders import load_dataset
     from greentrain_harness.environment import package_versions
     from greentrain_harness.meters import open_named
     from greentrain_harness.sampler import Sampler
 
-    if device not in plan.devices:
-        raise UsageError(f"device {device!r} is not in the plan.", hint=f"It has: {', '.join(plan.devices)}.")
-    file, problem = problem_of_plan(plan, options.cluster_path, options.profiles)
-    entry = _entry(file, device)
-    _restrain(entry)
-    host, port = _address(coordinator)
-    workload = load_workload(plan.model)
-    data = load_dataset(workload.dataset)
-    run = options.run or f"{plan.model}-manual"
-    folder = Path("runs") / run
-    price = to_estimate(simulate(plan, problem), plan, problem)
-    job = _job(plan, options, entry, workload, data, folder, run, price, host, port)
     started_utc = utc_now()
-    meter = open_named(entry.meter, sysroot=options.sysroot, device=problem.cluster.device(device))
+    plan, folder = job.plan, job.run_dir
+    meter = open_named(entry.meter, sysroot=options.sysroot, device=problem.cluster.device(job.device))
     with Sampler(meter) as sampler:
-        trained = train(job, sampler, _print_progress)
+        trained = train(job, sampler, report, say)
     if trained is not None:
         if not (folder / "plan.json").exists():
             _write_plan_files(folder, plan, problem.cluster, simulate(plan, problem), options)
         _write_run(folder, job, trained, problem.cluster, price, package_versions(), started_utc)
 
 
+@contextlib.contextmanager
+def _stopped_by_signals() -> Generator[None, None, None]:
+    """Let SIGTERM and SIGHUP stop a run as Ctrl-C does: in order, and only once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in changed:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    # Not where somebody chose otherwise, as nohup does.
+    changed = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL
+    ]  # fmt: skip
+    for number in changed:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _job(
-    plan: Plan, options: RunOptions, entry: DeviceEntry, workload: Workload, data: TrainingData, folder: Path,
-    run: str, price: Estimate, host: str, port: int,
+    plan: Plan, problem: Problem, options: RunOptions, entry: DeviceEntry, folder: Path, run: str, price: Estimate,
+    host: str, port: int, *, launched: bool,
 ) -> Job:  # fmt: skip
     import socket
 
     from greentrain.runtime.worker import Job
+    from greentrain.workloads import load_workload
+    from greentrain_datasets.loaders import load_dataset
 
+    workload = load_workload(problem.model.workload or plan.model)
     return Job(
         run=run,
         plan=plan,
@@ -151,13 +238,14 @@ def _job(
         # Workers of one machine share its meter, unless the lab makes a machine of each.
         board=entry.board or os.environ.get("GREENTRAIN_LAB") or socket.gethostname(),
         workload=workload,
-        data=data,
+        data=load_dataset(workload.dataset),
         epochs=options.epochs or workload.epochs,
         max_rounds=options.rounds,
         seed=options.seed,
         run_dir=folder,
         host=host,
         port=port,
+        reach_timeout_s=_JOIN_TIMEOUT_S if launched else _REACH_TIMEOUT_S,
         join_timeout_s=_JOIN_TIMEOUT_S,
         message_timeout_s=max(_MESSAGE_TIMEOUT_S, _MESSAGE_TIMEOUT_ROUNDS * price.step_s),
     )
@@ -165,8 +253,10 @@ def _job(
 
 def _print_progress(progress: Progress) -> None:
     """One JSON line per round; whoever launched this worker shows it."""
-    sys.stdout.write(msgspec.json.encode(progress).decode() + "\n")
-    sys.stdout.flush()
+    # Nobody needs to listen: training goes on, and a launcher that is gone ends it by other means.
+    with contextlib.suppress(OSError):
+        sys.stdout.write(msgspec.json.encode(progress).decode() + "\n")
+        sys.stdout.flush()
 
 
 def _entry(file: ClusterFile, device: str) -> DeviceEntry:
@@ -179,8 +269,44 @@ def _entry(file: ClusterFile, device: str) -> DeviceEntry:
     return entry
 
 
+def _check_network(entries: Sequence[DeviceEntry]) -> None:
+    """Refuse workers that cannot reach each other: no route leads into a lab."""
+    networks: dict[str, str] = {}
+    for entry in entries:
+        launch = entry.launch or ""
+        networks.setdefault(launch.rpartition("/")[0] if launch.startswith("lab:") else "the host's network", entry.id)
+    if len(networks) > 1:
+        seen = " and ".join(f"{device!r} ({network})" for network, device in networks.items())
+        raise UsageError(
+            f"devices {seen} cannot reach each other.", hint="Schedule with --exclude or --include so that one is left."
+        )
+
+
+def _check_run_name(run: str) -> None:
+    try:
+        require_id(run, what="--run")
+        if run.startswith("."):
+            raise ValueError(f"--run is {run!r}, expected a name that does not start with a dot")
+    except ValueError as error:
+        raise UsageError(f"{error}.", hint="The run's files go to runs/NAME.") from error
+
+
+def _check_unused(folder: Path, rank: int) -> None:
+    """Refuse to write over an earlier run of that name."""
+    from greentrain.runtime.worker import rank_ledger_path
+
+    for path in (folder / "summary.json", rank_ledger_path(folder, rank)):
+        if path.exists():
+            raise UsageError(
+                f"{path}: exists already, this run has run before.",
+                hint="Choose another --run NAME, the same on every device; runs are never overwritten.",
+            )
+
+
 def _claim_folder(run: str | None, model: str) -> tuple[str, Path]:
     """Make the run's folder; of two commands at once only one gets a name."""
+    if run is not None:
+        _check_run_name(run)
     base = Path("runs")
     names = [run] if run is not None else [f"{model}-{number}" for number in range(1, 10_000)]
     for name in names:
@@ -324,14 +450,31 @@ def _write_run(
     write_json(folder / "summary.json", summary, schema=SUMMARY_SCHEMA)
 
 
+def _save_cut_run(
+    folder: Path, run: str, plan: Plan, cluster: Cluster, price: Estimate, last: Progress | None, status: str,
+    started_utc: str,
+) -> None:  # fmt: skip
+    """Save what the ranks wrote before a run was cut short; nothing to do for a finished one.
+
+    Called while an error is on its way: what fails here is a remark and never hides that error.
+    """
+    if (folder / "summary.json").exists():
+        return
+    try:
+        _write_cut_run(folder, run, plan, cluster, price, last, status, started_utc)
+    except GreentrainError as error:
+        say(f"Also: {error.message}")
+
+
 def _write_cut_run(
     folder: Path, run: str, plan: Plan, cluster: Cluster, price: Estimate, last: Progress | None, status: str,
     started_utc: str,
 ) -> None:  # fmt: skip
-    """Save what the ranks wrote before the run was cut short."""
     from greentrain.runtime.finish import measured_outcome, merge_rank_ledgers, predicted_outcome
 
-    rows = merge_rank_ledgers(folder, len(plan.devices))
+    rows, damaged = merge_rank_ledgers(folder, len(plan.devices))
+    for sentence in damaged:
+        say(f"Left out of {folder}/ledger.csv: {sentence}")
     measured = measured_outcome(rows, plan, cluster, duration_s=None, peak_bytes={})
     summary = _summary(run, plan, rows, predicted_outcome(price), measured, status=status, started_utc=started_utc)
     if last is not None:
@@ -345,9 +488,10 @@ def _summary(
 ) -> Summary:  # fmt: skip
     """The part of a summary that finished and cut runs share; the rest is not known."""
     from greentrain.ledger import total_energy_j, totals_j
+    from greentrain.runtime.finish import complete_rounds
 
     steps = [row for row in rows if row.action == "step"]
-    rounds = len(steps) // len(plan.devices)
+    rounds = complete_rounds(steps, len(plan.devices))
     return Summary(
         run=run,
         status=status,

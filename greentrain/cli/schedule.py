@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -51,7 +52,9 @@ def time_optimal_path(plan: Path) -> Path:
 @click.option("--max-slowdown", type=click.FloatRange(min=1.0), help="At most this many times the fastest round.")
 @click.option("--count-unused", is_flag=True, help="Devices that are on but unused count with their idle power.")
 @click.option("--frontier", is_flag=True, help="The exact time-energy frontier.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("plan.json"), show_default=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("plan.json"), show_default=True
+)
 @json_option
 def command(
     minimise: ObjectiveKind, cluster_path: Path, profiles: Path, model: str | None, planner: str,
@@ -66,6 +69,8 @@ def command(
         )
     if (deadline or energy_budget) and samples is None:
         raise click.UsageError("--deadline and --energy-budget need --samples (the samples of the whole job).")
+    if max_slowdown is not None and not math.isfinite(max_slowdown):
+        raise click.BadParameter(f"{max_slowdown} is not a finite number.", param_hint="'--max-slowdown'")
     objective = Objective(
         minimise=minimise,
         deadline_s=parse_quantity(deadline, "time", where="--deadline", minimum=1e-3) if deadline else None,
@@ -80,7 +85,7 @@ def command(
     selection = select_devices(file, cluster, include=include, exclude=exclude, simulated=simulated)
     name = choose_model(profiles, model)
     profile = model_for_cluster(profiles, name, file, selection.cluster)
-    own_batch, own_micro_batches, optimizer = _defaults(name, batch)
+    own_batch, own_micro_batches, optimizer = _defaults(profile.workload or name, batch)
     problem = make_problem(
         profile, selection.cluster, objective, batch=own_batch,
         micro_batches=micro_batches or own_micro_batches, optimizer=optimizer,

@@ -24,13 +24,16 @@ _MARKS = {"forward": "F", "backward": "B", "update": "U", "sum": "A", "wait": "Â
 @click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), default=CLUSTER_FILE, show_default=True)
 @click.option("--profiles", type=click.Path(path_type=Path), default=PROFILES_DIR, show_default=True)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Also write the rows of the round as a ledger CSV."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the rows of the round as a ledger CSV.",
 )
 @json_option
 def command(plan_path: Path, cluster_path: Path, profiles: Path, output: Path | None, as_json: bool) -> None:
     """Run one round of PLAN in simulated time."""
     plan = load_plan(plan_path)
-    _, problem = problem_of_plan(plan, cluster_path, profiles)
+    _, problem = problem_of_plan(plan, plan_path, cluster_path, profiles)
     rows = simulate(plan, problem)
     price = to_estimate(rows, plan, problem)
     if output is not None:

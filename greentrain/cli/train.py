@@ -48,9 +48,12 @@ def command(
     if (device is None) != (coordinator is None):
         raise click.UsageError("--as and --coordinator go together.")
     if device is not None and coordinator is not None:
-        work(plan, options, device=device, coordinator=coordinator)
+        done = work(plan, options, device=device, coordinator=coordinator, quiet=as_json)
+    else:
+        done = launch_run(plan, options, quiet=as_json)
+    if done is None:
         return
-    folder, summary = launch_run(plan, options, quiet=as_json)
+    folder, summary = done
     if as_json:
         emit_json(summary)
     else:

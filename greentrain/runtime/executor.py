@@ -107,7 +107,8 @@ class Executor:
             This device's part of the round's mean loss (0 except on the last stage), and what was done when.
 
         Raises:
-            RuntimeError: A peer is gone or silent (from gloo).
+            PeersLostError: A peer is gone or silent.
+            RuntimeError: The model itself failed, for want of memory for example.
         """
         self._round = _Round()
         timed: list[TimedAction] = []
@@ -115,8 +116,11 @@ class Executor:
             start_s = self.clock()
             self._execute(action, rows, update=update)
             timed.append(TimedAction(action, start_s, self.clock() - start_s))
-        for work, _ in self._round.sends:
-            work.wait()
+        if self._round.sends:
+            assert self.group is not None
+            with self.group.talking():
+                for work, _ in self._round.sends:
+                    work.wait()
         return self._round.loss, timed
 
     def _execute(self, action: Action, rows: Rows, *, update: bool) -> None:
@@ -125,16 +129,23 @@ class Executor:
             self._forward(micro, rows)
         elif kind == "B":
             self._backward(micro)
-        elif kind in ("SF", "SB"):
-            tensors = self._round.outputs[micro] if kind == "SF" else self._round.input_gradients[micro]
-            self._send(action, tensors)
+        elif kind == "U":
+            if update:
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+        else:
+            assert self.group is not None
+            with self.group.talking():
+                self._communicate(action)
+
+    def _communicate(self, action: Action) -> None:
+        kind, micro = action.kind, action.micro_batch
+        if kind == "AR":
+            self._sum_gradients()
         elif kind in ("RF", "RB"):
             self._receive(action)
-        elif kind == "AR":
-            self._sum_gradients()
-        elif update:
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._send(action, self._round.outputs[micro] if kind == "SF" else self._round.input_gradients[micro])
 
     def _forward(self, micro: int, rows: Rows) -> None:
         state = self._round

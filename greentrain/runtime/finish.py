@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from greentrain.cluster import Cluster
 from greentrain.cost import stage_traffic
+from greentrain.errors import UsageError
 from greentrain.ledger import (
     LedgerRow,
     energy_uj,
@@ -25,6 +26,7 @@ from greentrain.summary import Outcome
 
 __all__ = [
     "board_split",
+    "complete_rounds",
     "measured_outcome",
     "merge_rank_ledgers",
     "predicted_outcome",
@@ -73,16 +75,32 @@ def _split(ranks: Sequence[int], results: Sequence[RankResult]) -> list[LedgerRo
     return rows
 
 
-def merge_rank_ledgers(run_dir: Path, ranks_n: int) -> list[LedgerRow]:
-    """Join what the ranks wrote before a run was cut short into ``ledger.csv``; a torn last line is dropped."""
+def merge_rank_ledgers(run_dir: Path, ranks_n: int) -> tuple[list[LedgerRow], tuple[str, ...]]:
+    """Join what the ranks wrote before a run was cut short into ``ledger.csv``; a torn last line is dropped.
+
+    Returns:
+        The rows, and a sentence for each rank's file that is damaged; it is left as it is.
+    """
     rows: list[LedgerRow] = []
+    damaged: list[str] = []
     for rank in range(ranks_n):
         path = rank_ledger_path(run_dir, rank)
-        if path.exists():
+        # A rank that died at once, or on a full disk, leaves no file or an empty one.
+        if not path.exists() or path.stat().st_size == 0:
+            continue
+        try:
             rows += read_ledger(path, allow_cut=True)
+        except UsageError as error:
+            damaged.append(error.message)
     rows.sort(key=lambda row: (row.step, row.rank, row.t_start_s))
     write_ledger(run_dir / "ledger.csv", rows)
-    return rows
+    return rows, tuple(damaged)
+
+
+def complete_rounds(rows: Iterable[LedgerRow], ranks_n: int) -> int:
+    """Rounds that every rank finished."""
+    counts = Counter(row.rank for row in rows if row.action == "step")
+    return min((counts[rank] for rank in range(ranks_n)), default=0)
 
 
 def round_losses(results: Sequence[RankResult]) -> list[float]:
@@ -113,8 +131,7 @@ def measured_outcome(
     """
     steps = [row for row in rows if row.action == "step"]
     by_device = totals_j(steps, lambda row: row.device)
-    complete = len(steps) // len(plan.devices) if steps else 0
-    samples = complete * plan.batch
+    samples = complete_rounds(steps, len(plan.devices)) * plan.batch
     seconds = duration_s or max((row.t_start_s + row.duration_s for row in steps), default=0.0)
     energy_j = total_energy_j(steps) if set(by_device) == set(plan.devices) else None
     errors_uj = [energy_uj(row.error_j) for row in steps if row.error_j is not None]

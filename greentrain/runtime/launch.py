@@ -8,23 +8,29 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import IO
 
 import msgspec
 
 from greentrain.errors import RunError
+from greentrain.files import writing
+from greentrain.runtime.group import PEERS_LOST
+from greentrain.runtime.lifeline import LAUNCHED
 from greentrain.runtime.worker import Progress
 
 __all__ = ["WorkerCommand", "WorkerFailedError", "run_workers"]
 
 # A worker that is asked to stop gets this long before it is killed.
 _GRACE_S = 10.0
+# When peers are lost, the one that all wait for shows itself within this time.
+_SETTLE_S = 3.0
 _POLL_S = 0.2
-# Exit status by which the kernel (or a shell) reports a signal.
-_PEER_LOST_EXIT = 5
+_KEPT_LINES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,35 @@ class _Worker:
     command: WorkerCommand
     process: subprocess.Popen[str]
     ended_s: float | None = None
-    lines: list[str] = field(default_factory=list[str])
+    readers: list[threading.Thread] = field(default_factory=list[threading.Thread])
+    # The last lines it said; its log may be on a full disk.
+    said: deque[str] = field(default_factory=lambda: deque[str](maxlen=_KEPT_LINES))
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended badly."""
+        return self.process.poll() not in (None, 0)
+
+    def last_error(self) -> tuple[str | None, str | None]:
+        """The last ``Error:`` line that it said and the hint that follows it. Call when it has ended."""
+        for reader in self.readers:
+            reader.join(timeout=1.0)
+        message = hint = None
+        for line in tuple(self.said):
+            if line.startswith("Error: "):
+                message, hint = line.removeprefix("Error: "), None
+            elif line.startswith("Hint: "):
+                hint = line.removeprefix("Hint: ")
+        return message, hint
+
+    def lost_peers(self) -> bool:
+        """Whether it failed only because another did."""
+        return self.process.returncode == RunError.exit_code and PEERS_LOST in (self.last_error()[0] or "")
 
 
 def run_workers(commands: Sequence[WorkerCommand], report: Callable[[Progress], None]) -> None:
@@ -78,48 +112,79 @@ def run_workers(commands: Sequence[WorkerCommand], report: Callable[[Progress], 
     """
     progress: SimpleQueue[Progress] = SimpleQueue()
     workers: list[_Worker] = []
+    with _lifeline() as read_end:
+        try:
+            for command in commands:
+                workers += [_start(command, progress, read_end)]
+            while any(worker.runs for worker in workers):
+                _drain(progress, report)
+                if any(worker.failed for worker in workers):
+                    raise _failure(workers)
+            if any(worker.failed for worker in workers):
+                raise _failure(workers)
+            for worker in workers:
+                for reader in worker.readers:
+                    reader.join(timeout=1.0)
+            for item in _queued(progress):
+                report(item)
+        finally:
+            _stop_all(workers)
+
+
+@contextlib.contextmanager
+def _lifeline() -> Generator[int, None, None]:
+    """The read end of a pipe whose write end nobody else holds; see :mod:`greentrain.runtime.lifeline`."""
+    read_end, write_end = os.pipe()
     try:
-        for command in commands:
-            workers += [_start(command, progress)]
-        while any(worker.process.poll() is None for worker in workers):
-            _drain(progress, report)
-            if any(worker.process.poll() not in (None, 0) for worker in workers):
-                break
-        # Peers of a dead worker fail within moments; waiting for them shows who died first.
-        failed = [worker for worker in workers if worker.process.poll() not in (None, 0)]
-        if failed:
-            raise _failure(_culprit(workers))
-        for item in _queued(progress):
-            report(item)
+        yield read_end
     finally:
-        _stop_all(workers)
+        os.close(read_end)
+        os.close(write_end)
 
 
-def _start(command: WorkerCommand, progress: SimpleQueue[Progress]) -> _Worker:
-    command.log.parent.mkdir(parents=True, exist_ok=True)
-    with command.log.open("w", encoding="utf-8") as log:
-        # A session of its own: Ctrl-C reaches this process only, which then stops its workers in order.
-        process = subprocess.Popen(
-            list(command.argv),
-            env={**os.environ, **command.env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
+def _start(command: WorkerCommand, progress: SimpleQueue[Progress], read_end: int) -> _Worker:
+    with writing(command.log):
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        log = command.log.open("w", encoding="utf-8")
+    # A session of its own: Ctrl-C reaches this process only, which then stops its workers in order.
+    process = subprocess.Popen(
+        list(command.argv),
+        env={**os.environ, **command.env, LAUNCHED: "1"},
+        stdin=read_end,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
     worker = _Worker(command, process)
-    threading.Thread(target=_read, args=(worker, progress), daemon=True).start()
+    for target, arguments in ((_read, (worker, progress)), (_keep, (worker, log))):
+        worker.readers.append(threading.Thread(target=target, args=arguments, daemon=True))
+    for reader in worker.readers:
+        reader.start()
     return worker
 
 
 def _read(worker: _Worker, progress: SimpleQueue[Progress]) -> None:
     assert worker.process.stdout is not None
     for line in worker.process.stdout:
-        with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
+        with contextlib.suppress(msgspec.DecodeError):
             progress.put(msgspec.json.decode(line, type=Progress))
     worker.process.wait()
     worker.ended_s = time.monotonic()
+
+
+def _keep(worker: _Worker, log: IO[str]) -> None:
+    """Copy what a worker says to its log, and remember the end of it."""
+    assert worker.process.stderr is not None
+    for line in worker.process.stderr:
+        worker.said.append(line.rstrip("\n"))
+        # A full disk must neither stop the worker nor hide its last words.
+        with contextlib.suppress(OSError):
+            log.write(line)
+            log.flush()
+    with contextlib.suppress(OSError):
+        log.close()
 
 
 def _drain(progress: SimpleQueue[Progress], report: Callable[[Progress], None]) -> None:
@@ -139,17 +204,29 @@ def _queued(progress: SimpleQueue[Progress]) -> Iterator[Progress]:
             return
 
 
-def _culprit(workers: Sequence[_Worker]) -> _Worker:
-    """The worker that failed of itself: killed by a signal, or with another status than "lost its peers"."""
-    deadline_s = time.monotonic() + 2 * _POLL_S
-    while time.monotonic() < deadline_s and any(worker.process.poll() is None for worker in workers):
+def _failure(workers: Sequence[_Worker]) -> WorkerFailedError:
+    """What went wrong first: peers of a dead or silent worker fail too, within moments."""
+    deadline_s = time.monotonic() + _SETTLE_S
+    while True:
+        failed = [worker for worker in workers if worker.failed]
+        own_fault = [worker for worker in failed if not worker.lost_peers()]
+        silent = [worker for worker in workers if worker.runs]
+        if own_fault or not silent or time.monotonic() >= deadline_s:
+            break
         time.sleep(_POLL_S / 4)
-    failed = [worker for worker in workers if worker.process.poll() not in (None, 0)]
-    own_fault = [worker for worker in failed if worker.process.returncode != _PEER_LOST_EXIT]
-    return min(own_fault or failed, key=lambda worker: worker.ended_s or time.monotonic())
+    first = min(own_fault or failed, key=lambda worker: worker.ended_s or time.monotonic())
+    if silent and not own_fault:
+        names = ", ".join(worker.command.device for worker in silent)
+        return WorkerFailedError(
+            f"the worker of {names} does not answer: {first.last_error()[0]}",
+            hint=f"Is that device asleep, stopped or off the network? Log: {silent[0].command.log}.",
+            device=silent[0].command.device,
+            exit_code=RunError.exit_code,
+        )
+    return _own_failure(first)
 
 
-def _failure(worker: _Worker) -> WorkerFailedError:
+def _own_failure(worker: _Worker) -> WorkerFailedError:
     code = worker.process.returncode
     device = worker.command.device
     # A shell or a namespace helper reports a signal as 128 + n.
@@ -159,34 +236,24 @@ def _failure(worker: _Worker) -> WorkerFailedError:
             name = signal.Signals(number).name
             return WorkerFailedError(
                 f"the worker of {device} was killed ({name}).",
-                hint=f"What it wrote is kept. If memory ran out, schedule with less of it; log: {worker.command.log}",
+                hint=f"What it wrote is kept. If memory ran out, schedule with less of it. Log: {worker.command.log}.",
                 device=device,
-                exit_code=5,
+                exit_code=RunError.exit_code,
             )
-    message, hint = _last_error(worker.command.log)
+    message, hint = worker.last_error()
     return WorkerFailedError(
-        f"the worker of {device} failed: {message or f'exit status {code}'}",
-        hint=hint or f"Log: {worker.command.log}",
+        f"the worker of {device} failed: {message or f'exit status {code}.'}",
+        hint=hint or f"Log: {worker.command.log}.",
         device=device,
-        exit_code=code if code in (2, 3, 4, 5) else 5,
+        exit_code=code if code in (2, 3, 4, 5) else RunError.exit_code,
     )
-
-
-def _last_error(log: Path) -> tuple[str | None, str | None]:
-    """The last ``Error:`` line of a worker's log and the hint that follows it."""
-    message = hint = None
-    with contextlib.suppress(OSError):
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("Error: "):
-                message, hint = line.removeprefix("Error: "), None
-            elif line.startswith("Hint: "):
-                hint = line.removeprefix("Hint: ")
-    return message, hint
 
 
 def _stop_all(workers: Sequence[_Worker]) -> None:
     for worker in workers:
         _signal(worker, signal.SIGTERM)
+        # A stopped process takes no other signal before it goes on.
+        _signal(worker, signal.SIGCONT)
     deadline_s = time.monotonic() + _GRACE_S
     for worker in workers:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -21,7 +22,7 @@ from greentrain.plan import Plan, row_ranges
 from greentrain.power import Source
 from greentrain.reading import EnergyRecorder
 from greentrain.runtime.executor import Executor, TimedAction
-from greentrain.runtime.group import Hello, RunGroup, join
+from greentrain.runtime.group import Hello, RunGroup, join, plain
 from greentrain.training_data import TrainingData
 from greentrain.workloads.workload import Tensors, Workload, block_outputs, structure_sha256
 
@@ -50,6 +51,7 @@ class Job:
         run_dir: Where this rank's ledger goes.
         host: Address of rank 0.
         port: Port of rank 0's store.
+        reach_timeout_s: Longest wait for rank 0 to listen.
         join_timeout_s: Longest wait for all ranks to appear.
         message_timeout_s: Longest wait for a message.
     """
@@ -67,6 +69,7 @@ class Job:
     run_dir: Path
     host: str
     port: int
+    reach_timeout_s: float
     join_timeout_s: float
     message_timeout_s: float
 
@@ -134,20 +137,26 @@ def rank_ledger_path(run_dir: Path, rank: int) -> Path:
     return run_dir / f"rank-{rank}.ledger.csv"
 
 
-def train(job: Job, recorder: EnergyRecorder | None, report: Callable[[Progress], None]) -> Trained | None:
+def train(
+    job: Job,
+    recorder: EnergyRecorder | None,
+    report: Callable[[Progress], None],
+    say: Callable[[str], None] = lambda text: None,
+) -> Trained | None:
     """Train this device's part of the plan. Call on every device of the plan.
 
     Args:
         job: What to do.
         recorder: The opened meter; it never raises. None when this device has none.
         report: Called after each round on the first rank of the last stage.
+        say: Told which ranks are missing at the start.
 
     Returns:
         The results of all ranks on rank 0, None elsewhere.
 
     Raises:
-        UsageError: The ranks disagree on plan, model or data, or the data set is smaller than a batch.
-        RunError: A peer is gone or silent, or the ledger cannot be written.
+        UsageError: The ranks disagree on plan, model, data or seed, or the data set is smaller than a batch.
+        RunError: A peer is gone or silent, the loss is no number, or the ledger cannot be written.
     """
     rounds_per_epoch = len(job.data.train_targets) // job.plan.batch
     if rounds_per_epoch == 0:
@@ -158,7 +167,7 @@ def train(job: Job, recorder: EnergyRecorder | None, report: Callable[[Progress]
         )
     base_bytes = _resident_peak_bytes()
     executor = _make_executor(job)
-    group = _join(job)
+    group = _join(job, say)
     try:
         executor.group = group
         counted = recorder if recorder is None or recorder.scope == "process" or group.leads_board else None
@@ -183,20 +192,22 @@ def train(job: Job, recorder: EnergyRecorder | None, report: Callable[[Progress]
         return Trained(results=results, model=parameters, duration_s=duration_s, rounds_per_epoch=rounds_per_epoch)
     except RuntimeError as error:
         raise RunError(
-            f"{job.device}: lost its peers ({str(error).splitlines()[0][:160]}).",
-            hint="What was written under the run's folder is kept; start the run again.",
+            f"{job.device}: the model failed in training ({plain(error)}).",
+            hint="If memory ran out, schedule with a smaller --micro-batch or batch.",
         ) from error
     finally:
         group.close()
 
 
-def _join(job: Job) -> RunGroup:
+def _join(job: Job, say: Callable[[str], None]) -> RunGroup:
     targets = job.data.train_targets
     hello = Hello(
         device=job.device,
         plan_sha256=job.plan_sha256,
         structure_sha256=job.plan.structure_sha256,
         data=f"{job.data.name}, {len(targets)} samples, inputs {[list(a.shape[1:]) for a in job.data.train_inputs]}",
+        settings=f"seed {job.seed}, {job.epochs} epochs"
+        + ("" if job.max_rounds is None else f", at most {job.max_rounds} rounds"),
         torch=str(torch.__version__),
         board=job.board,
     )
@@ -205,8 +216,10 @@ def _join(job: Job) -> RunGroup:
         hello,
         host=job.host,
         port=job.port,
+        reach_timeout_s=job.reach_timeout_s,
         join_timeout_s=job.join_timeout_s,
         message_timeout_s=job.message_timeout_s,
+        say=say,
     )
 
 
@@ -293,6 +306,11 @@ class _Trainer:
                     order = np.random.default_rng((job.seed, epoch)).permutation(len(job.data.train_targets))
                 chosen = order[number * job.plan.batch : (number + 1) * job.plan.batch]
                 loss, timed = self.executor.run_round(_RoundRows(job, chosen))
+                if not math.isfinite(loss):
+                    raise RunError(
+                        f"{job.device}: the loss is {loss} after round {step + 1}, expected a finite number.",
+                        hint="Training diverged: lower the workload's learning rate, or change --seed or --batch.",
+                    )
                 start_s, end_s = end_s, time.monotonic()
                 cpu_before_s, cpu_s = cpu_s, time.process_time()
                 added = self._rows_of(step, timed, begin_s=begin_s, start_s=start_s, end_s=end_s)
