@@ -16,15 +16,18 @@ import msgspec
 from greentrain._checks import require_id
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say, sysroot_option
 from greentrain.cluster_file import read_cluster_file
-from greentrain.device import DeviceProfile
-from greentrain.errors import NotSupportedError, UsageError
+from greentrain.device import DeviceProfile, OperatingPoint
+from greentrain.errors import GreentrainError, NotSupportedError, UsageError
 from greentrain.files import write_text
+from greentrain.plugins import is_file_spec
 from greentrain.profile_files import write_device_profile, write_layer_times, write_model_profile
 from greentrain.units import format_quantity
 
 if TYPE_CHECKING:
     from greentrain.reading import Meter
     from greentrain.workloads.workload import Workload
+    from greentrain_harness.profilers.device import TrialPlan
+    from greentrain_harness.sweep import SweepEstimate
 
 __all__ = ["command"]
 
@@ -40,6 +43,9 @@ class _Options:
     device: str
     models: tuple[str, ...]
     points: str
+    control: str
+    window_s: float | None
+    most_trials: int
     identity: str
     kind: str
     threads: int | None
@@ -53,6 +59,8 @@ class _Options:
         words = ["greentrain", "measure", "--device", self.device, "--id", self.identity, "--kind", self.kind]
         for model in self.models or ("none",):
             words += ["--model", model]
+        if self.points != _POINT:
+            words += ["--points", self.points, "--control", self.control]
         if self.threads is not None:
             words += ["--threads", str(self.threads)]
         if self.cpus:
@@ -91,9 +99,24 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @click.command("measure")
-@click.option("--device", default="auto", show_default=True, help="auto, jetson, nvidia, cpu, modelled, or a meter.")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, jetson, nvidia, cpu, wall, modelled, or a meter."
+)
 @click.option("--model", "models", multiple=True, help=f"Model to time (again for more), or none [{_DEFAULT_MODEL}].")
 @click.option("--points", type=click.Choice(["current", "all"]), default="current", show_default=True)
+@click.option(
+    "--control", default="auto", show_default=True, help="What sets the points: nvpmodel, cpufreq, devfreq, nvml_limit."
+)
+@click.option("--dry-run", is_flag=True, help="Say how long it will take, and change nothing.")
+@click.option(
+    "--trials",
+    "most_trials",
+    type=click.IntRange(min=3),
+    default=5,
+    show_default=True,
+    help="Most rounds at every point; fewer where the interval is tight.",
+)
+@click.option("--window", type=click.FloatRange(min=0.02), help="Seconds of every measured window [0.5].")
 @click.option("--id", "identity", help="Id of this device [GREENTRAIN_DEVICE_ID, or the host name].")
 @click.option("--kind", help="Device kind [the id: a measured device is its own kind].")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of PyTorch.")
@@ -114,6 +137,10 @@ def command(
     device: str,
     models: tuple[str, ...],
     points: str,
+    control: str,
+    dry_run: bool,
+    most_trials: int,
+    window: float | None,
     identity: str | None,
     kind: str | None,
     threads: int | None,
@@ -129,7 +156,10 @@ def command(
     """
     from greentrain_harness.environment import device_id
     from greentrain_harness.meters import open_named
+    from greentrain_harness.restore import restore_pending
 
+    for remark in restore_pending(sysroot):
+        say(remark)
     if quota is not None:
         _measure_under_quota(quota)
     identity = identity or device_id()
@@ -137,6 +167,9 @@ def command(
         device=device,
         models=_models(models),
         points=points,
+        control=control,
+        window_s=window,
+        most_trials=most_trials,
         identity=_name(identity, "--id"),
         kind=_name(kind or identity, "--kind"),
         threads=threads,
@@ -152,10 +185,19 @@ def command(
     meter = open_named(device, sysroot=sysroot)
     workloads = _workloads(options, meter, explicit=bool(models), quiet=as_json)
     _set_threads(options)
-    profile = _measure_device(options, meter, quiet=as_json)
-    files = [write_device_profile(folder, profile)]
-    for workload in workloads:
-        files += _measure_model(options, workload, quiet=as_json)
+    if points == "all":
+        swept = _sweep(options, meter, workloads, dry_run=dry_run, as_json=as_json)
+        if swept is None:
+            return
+        profile, files = swept
+    else:
+        if dry_run:
+            meter.close()
+            raise UsageError("--dry-run goes with --points all.", hint="The present point alone takes about 15 s.")
+        profile = _measure_device(options, meter, quiet=as_json)
+        files = [write_device_profile(folder, profile)]
+        for name, workload in workloads.items():
+            files += _measure_model(options, name, workload, quiet=as_json)
     lines = "" if listed else _cluster_lines(options, files[0])
     if lines and not CLUSTER_FILE.exists():
         files.append(_write_cluster(lines))
@@ -209,8 +251,8 @@ def _cpus(text: str) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _workloads(options: _Options, meter: Meter, *, explicit: bool, quiet: bool) -> list[Workload]:
-    """The models to time; on a GPU none yet."""
+def _workloads(options: _Options, meter: Meter, *, explicit: bool, quiet: bool) -> dict[str, Workload]:
+    """The models to time, by what was asked for; on a GPU none yet."""
     if meter.name == "nvml" and options.models:
         if explicit:
             meter.close()
@@ -219,12 +261,12 @@ def _workloads(options: _Options, meter: Meter, *, explicit: bool, quiet: bool) 
                 hint="Use --device cpu for the models, or --model none for the GPU's power alone.",
             )
         say("No model is timed: layer times on a GPU are not supported yet.", quiet=quiet)
-        return []
+        return {}
     if not options.models:
-        return []
+        return {}
     from greentrain.workloads import load_workload
 
-    return [load_workload(name) for name in options.models]
+    return {name: load_workload(name) for name in options.models}
 
 
 def _set_threads(options: _Options) -> None:
@@ -237,25 +279,94 @@ def _set_threads(options: _Options) -> None:
 def _measure_device(options: _Options, meter: Meter, *, quiet: bool) -> DeviceProfile:
     from greentrain_harness.profilers.device import profile_device
 
-    say(f"Device {options.identity}: meter {meter.name}, source={meter.source} ({meter.note})", quiet=quiet)
+    _say_device(options, meter, quiet=quiet)
     return profile_device(
         device_id=options.identity,
         kind=options.kind,
         meter=meter,
         sysroot=options.sysroot,
-        points=options.points,
+        plan=_plan(options),
         command=options.command,
         say=lambda text: say(f"  {text}", quiet=quiet),
     )
 
 
-def _measure_model(options: _Options, workload: Workload, *, quiet: bool) -> list[Path]:
+def _say_device(options: _Options, meter: Meter, *, quiet: bool) -> None:
+    say(f"Device {options.identity}: meter {meter.name}, source={meter.source} ({meter.note})", quiet=quiet)
+
+
+def _plan(options: _Options) -> TrialPlan:
+    from greentrain_harness.profilers.device import TrialPlan
+
+    if options.window_s is None:
+        return TrialPlan(most_trials=options.most_trials)
+    return TrialPlan(most_trials=options.most_trials, idle_s=options.window_s, load_s=options.window_s)
+
+
+def _sweep(
+    options: _Options, meter: Meter, workloads: dict[str, Workload], *, dry_run: bool, as_json: bool
+) -> tuple[DeviceProfile, list[Path]] | None:
+    """All operating points; None after a dry run, which only says how long it would take."""
+    from greentrain_harness.controls import open_control
+    from greentrain_harness.sweep import Sweep, estimate
+
+    files: list[Path] = []
+
+    def time_models(point: OperatingPoint) -> None:
+        for name, workload in workloads.items():
+            # The model's own file is the same at every point.
+            written = _measure_model(options, name, workload, point=point.name, quiet=as_json)
+            files.extend(path for path in written if path not in files)
+
+    sweep = Sweep(
+        device_id=options.identity,
+        kind=options.kind,
+        folder=options.folder,
+        sysroot=options.sysroot,
+        plan=_plan(options),
+        command=options.command,
+        settings=(*options.models, f"threads {options.threads}", f"cpus {options.cpus}"),
+        at_point=time_models,
+        at_point_s=_LAYER_SECONDS * len(workloads),
+        say=lambda text: say(f"  {text}", quiet=as_json),
+    )
+    try:
+        control = open_control(options.control, sysroot=options.sysroot, meter=meter.name)
+        if dry_run:
+            _print_estimate(estimate(sweep, meter, control), as_json=as_json)
+            meter.close()
+            return None
+    except GreentrainError:
+        meter.close()
+        raise
+    _say_device(options, meter, quiet=as_json)
+    profile = sweep.run(meter, control)
+    path = write_device_profile(options.folder, profile)
+    sweep.clear()
+    return profile, [path, *files]
+
+
+def _print_estimate(planned: SweepEstimate, *, as_json: bool) -> None:
+    if as_json:
+        emit_json(planned)
+        return
+    least, most = (format_quantity(seconds, "time") for seconds in (planned.least_s, planned.most_s))
+    click.echo(f"{len(planned.points)} points with {planned.control}: {', '.join(planned.points)}")
+    if planned.finished:
+        click.echo(f"already measured: {', '.join(planned.finished)}")
+    click.echo(f"{least} to {most}; every clock and cap is put back")
+
+
+def _measure_model(options: _Options, name: str, workload: Workload, *, point: str = _POINT, quiet: bool) -> list[Path]:
     from greentrain_harness.profilers.layers import profile_model, time_layers
 
     say(f"Model {workload.name}: timing its layers, about {_LAYER_SECONDS:g} s …", quiet=quiet)
     model = profile_model(workload)
+    if is_file_spec(name):
+        # schedule and train load the user's own file again.
+        model = msgspec.structs.replace(model, workload=name)
     times = time_layers(
-        workload, kind=options.kind, point=_POINT, provenance_command=options.command, seconds_budget=_LAYER_SECONDS
+        workload, kind=options.kind, point=point, provenance_command=options.command, seconds_budget=_LAYER_SECONDS
     )
     return [write_model_profile(options.folder, model), write_layer_times(options.folder, times)]
 

@@ -4,14 +4,15 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from greentrain.errors import NotSupportedError, RunError, UnavailableError
+from greentrain.errors import RunError, UnavailableError
 from greentrain.power import Source
 from greentrain.reading import Channel, Sample, Scope
 from greentrain_harness.meters import open_named
-from greentrain_harness.profilers.device import Pace, profile_device
+from greentrain_harness.profilers.device import Pace, TrialPlan, profile_device
 from greentrain_harness.profilers.link import measure_link, serve_link
 
 UNIT_S = 0.001
@@ -51,14 +52,14 @@ class Board:
     def close(self) -> None:
         self.closed += 1
 
-    def pace(self) -> Pace:
-        return Pace(clock=self.clock, sleep=self.sleep, background=False)
+    def plan(self, **changes: Any) -> TrialPlan:
+        return TrialPlan(pace=Pace(clock=self.clock, sleep=self.sleep, background=False), **changes)
 
 
 def test_profile_finds_idle_and_busy_power() -> None:
     board = Board()
     profile = profile_device(
-        device_id="b", kind="b", meter=board, load=board.unit, pace=board.pace(), command="test it"
+        device_id="b", kind="b", meter=board, load=board.unit, plan=board.plan(), command="test it"
     )
     curve = profile.device.power.curve("current")
     assert profile.device.power.idle_w == pytest.approx(4.0, rel=1e-3)
@@ -77,14 +78,14 @@ def test_profile_finds_idle_and_busy_power() -> None:
 
 def test_a_meter_driven_by_a_lab_stays_modelled() -> None:
     board = Board(source="modelled")
-    profile = profile_device(device_id="b", kind="b", meter=board, load=board.unit, pace=board.pace())
+    profile = profile_device(device_id="b", kind="b", meter=board, load=board.unit, plan=board.plan())
     assert profile.device.power.source == profile.provenance.source == "modelled"
 
 
 def test_a_lost_sensor_is_told() -> None:
     board = Board(lost_after_s=5.0)
     with pytest.raises(RunError, match="meter fake was silent"):
-        profile_device(device_id="b", kind="b", meter=board, load=board.unit, pace=board.pace())
+        profile_device(device_id="b", kind="b", meter=board, load=board.unit, plan=board.plan())
     assert board.closed == 1
 
 
@@ -97,11 +98,6 @@ def test_without_a_sensor_nothing_is_loaded() -> None:
     assert profile.provenance.meter == "modelled"
     assert profile.provenance.trials_n == 0
     assert profile.device.power.curve("current").busy_w > profile.device.power.idle_w
-
-
-def test_other_points_need_controls() -> None:
-    with pytest.raises(NotSupportedError, match="no control sets power modes"):
-        profile_device(device_id="m", kind="m", meter=open_named("modelled"), points="all")
 
 
 def free_port() -> int:

@@ -1,12 +1,14 @@
 """Device profile: idle power, then power at several shares of the peak throughput, and a curve through them.
 
 The load is a small matrix product, repeated; a share is set by doing that part of the peak's work in every
-period and sleeping for the rest, and counted as work done over the peak. Without a sensor nothing is loaded:
-the model's own curve is written down as modelled.
+period and sleeping for the rest, and counted as work done over the peak. Rounds of all shares are repeated until
+their means are known well enough, or the trials run out. Without a sensor nothing is loaded: the model's own curve
+is written down as modelled.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -16,14 +18,26 @@ from pathlib import Path
 import msgspec
 
 from greentrain.device import Device, DeviceProfile, OperatingPoint, Provenance
-from greentrain.errors import NotSupportedError, RunError, UnavailableError
-from greentrain.power import PowerModel, fit_power_curve
+from greentrain.errors import RunError, UnavailableError
+from greentrain.power import PowerCurve, PowerModel, fit_power_curve
 from greentrain.reading import Clock, Meter, Span
 from greentrain_harness.environment import available_memory_bytes, host_description, package_versions, usable_cores
 from greentrain_harness.meters.modelled import generic_power_model
 from greentrain_harness.sampler import Sampler
+from greentrain_harness.trial import interval_ratio, more_trials_needed
 
-__all__ = ["CURRENT_POINT", "Load", "Pace", "Trial", "matmul_load", "profile_device"]
+__all__ = [
+    "CURRENT_POINT",
+    "Load",
+    "Pace",
+    "PointFigures",
+    "Trial",
+    "TrialPlan",
+    "matmul_load",
+    "measure_point",
+    "profile_device",
+    "provenance",
+]
 
 CURRENT_POINT = "current"
 
@@ -34,6 +48,8 @@ _PERIOD_S = 0.1
 _SETTLE_S = 0.2
 _SIZE = 192
 _TOLERATED_GAP = 0.1
+# Wanted half width of the 95 % interval of every mean power.
+_TARGET_RATIO = 0.05
 
 # Does one unit of work and returns when it is done.
 Load = Callable[[], None]
@@ -69,84 +85,113 @@ class Trial:
     power_w: float
 
 
+class PointFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was measured at one operating point.
+
+    Attributes:
+        point: The operating point.
+        curve: Power over the share of this point's own peak.
+        idle_w: Mean idle power, watts.
+        peak_per_s: Units of work per second at full load.
+        trials_n: Rounds that were run.
+        spread_ratio: Largest standard deviation of a share's power over its mean.
+        interval_ratio: Largest half width of a 95 % interval over its mean.
+        more_trials: Rounds that are still missing for 5 %; 0 when the interval is tight.
+    """
+
+    point: OperatingPoint
+    curve: PowerCurve
+    idle_w: float
+    peak_per_s: float
+    trials_n: int
+    spread_ratio: float
+    interval_ratio: float
+    more_trials: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """How often and how long, in seconds of a pace.
+
+    Attributes:
+        trials: Rounds that are always run; 3 or more for a stated spread.
+        most_trials: Rounds after which it ends although an interval is still wide.
+        idle_s: Length of every idle window.
+        load_s: Length of every loaded window.
+        settle_s: Not counted before each window; the sensors' refresh when it is longer.
+        pace: Clock and sleep.
+    """
+
+    trials: int = 3
+    most_trials: int = 5
+    idle_s: float = 0.6
+    load_s: float = 0.5
+    settle_s: float = _SETTLE_S
+    pace: Pace = Pace()
+
+    def settled_for(self, meter: Meter) -> TrialPlan:
+        """The same plan with enough time for the meter: sensors that average over a second follow late."""
+        settle_s = max(self.settle_s, 1.5 * max(channel.update_s for channel in meter.channels))
+        return dataclasses.replace(self, settle_s=settle_s)
+
+    def seconds(self, trials: int) -> float:
+        """How long so many rounds take, with the warm-up."""
+        round_s = self.idle_s + len(_SHARES) * self.load_s + (1 + len(_SHARES)) * self.settle_s
+        return self.settle_s + trials * round_s
+
+
 def profile_device(
     *,
     device_id: str,
     kind: str,
     meter: Meter,
     sysroot: Path = Path("/"),
-    points: str = CURRENT_POINT,
-    trials: int = 3,
-    idle_s: float = 0.6,
-    load_s: float = 0.5,
+    plan: TrialPlan | None = None,
     command: str = "greentrain measure",
     device: Device | None = None,
     load: Load | None = None,
     say: Callable[[str], None] | None = None,
-    pace: Pace | None = None,
 ) -> DeviceProfile:
-    """Measure this machine at its present operating point.
+    """Measure this machine at its present operating point; other points need a control (``sweep.py``).
 
     Args:
         device_id: Id of the device in the cluster.
         kind: Its kind; a measured device is usually a kind of its own.
         meter: An open meter; it is closed at the end.
         sysroot: Prefix of /sys, /proc and /etc.
-        points: ``current``; other points need controls.
-        trials: Trials of every share, 3 or more for a stated spread.
-        idle_s: Seconds of every idle window.
-        load_s: Seconds of every loaded window.
+        plan: How often and how long.
         command: Written into the provenance.
         device: A known device whose power model stands in when the meter is modelled.
         load: One unit of work; a matrix product where the meter looks when not given.
         say: Told about progress.
-        pace: Clock and sleep; the real ones when not given.
 
     Raises:
-        NotSupportedError: Operating points other than the present one are wished for.
         UnavailableError: The meter sees only GPUs and PyTorch cannot use them.
         RunError: The sensor stopped answering.
     """
-    if points != CURRENT_POINT:
-        meter.close()
-        raise NotSupportedError(
-            f"operating points {points!r} cannot be measured: no control sets power modes and clocks yet.",
-            hint="Set the power mode yourself (nvpmodel, nvidia-smi, cpupower) and measure with --points current.",
-        )
     if meter.name == "modelled":
         meter.close()
         return _modelled_profile(device_id, kind, meter, command, device, sysroot)
-    pace = pace or Pace()
-    with Sampler(meter, clock=pace.clock, background=pace.background) as sampler:
-        plan = _TrialPlan(trials=trials, idle_s=idle_s, load_s=load_s, settle_s=_settle_s(meter), pace=pace)
-        measured = _run_trials(sampler, load or matmul_load(meter), plan, say or _silent)
-    power, spread_ratio = _power_model(measured, meter)
+    plan = (plan or TrialPlan()).settled_for(meter)
+    point = OperatingPoint(name=CURRENT_POINT)
+    with Sampler(meter, clock=plan.pace.clock, background=plan.pace.background) as sampler:
+        figures = measure_point(sampler, load or matmul_load(meter), plan, point=point, say=say or _silent)
     return DeviceProfile(
         device=Device(
             id=device_id,
             kind=kind,
             memory_bytes=available_memory_bytes(),
-            points=(OperatingPoint(name=CURRENT_POINT),),
-            power=power,
+            points=(point,),
+            power=PowerModel(
+                idle_w=figures.idle_w,
+                curves=(figures.curve,),
+                source=meter.source,
+                provenance=f"{figures.curve.points_n} windows of {meter.name}, shares of "
+                f"{figures.peak_per_s:.0f} matrix products per second",
+            ),
         ),
-        provenance=_provenance(meter, command, trials, spread_ratio, sysroot),
+        provenance=provenance(meter, command, figures.trials_n, figures.spread_ratio, sysroot),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TrialPlan:
-    """How long everything takes, in seconds of a pace."""
-
-    trials: int
-    idle_s: float
-    load_s: float
-    settle_s: float
-    pace: Pace
-
-
-def _settle_s(meter: Meter) -> float:
-    """Sensors that average over a second need longer to follow."""
-    return max(_SETTLE_S, 1.5 * max(channel.update_s for channel in meter.channels))
 
 
 def matmul_load(meter: Meter) -> Load:
@@ -174,24 +219,54 @@ def matmul_load(meter: Meter) -> Load:
     return unit
 
 
-def _run_trials(sampler: Sampler, unit: Load, plan: _TrialPlan, say: Callable[[str], None]) -> list[Trial]:
-    """Idle and every share in turn, again and again, so that a slow drift does not look like a share."""
+def measure_point(
+    sampler: Sampler, unit: Load, plan: TrialPlan, *, point: OperatingPoint, say: Callable[[str], None]
+) -> PointFigures:
+    """Idle and every share in turn, again and again, so that a slow drift does not look like a share.
+
+    Ends when the mean power of idle and of every share is known to 5 %, or when the trials run out.
+
+    Args:
+        sampler: Of the meter that looks on.
+        unit: One unit of work.
+        plan: How often and how long.
+        point: The operating point that is set.
+        say: Told about progress.
+
+    Raises:
+        RunError: The sensor stopped answering, or no work was done.
+    """
     # Warm-up: the first products allocate memory and start threads.
     _work(unit, seconds=plan.settle_s, units_per_s=None, pace=plan.pace)
     peak_per_s = 0.0
     measured: list[Trial] = []
-    for number in range(plan.trials):
-        say(f"trial {number + 1} of {plan.trials}: idle, then shares {', '.join(f'{share:g}' for share in _SHARES)}")
+    missing = plan.trials
+    rounds = 0
+    while rounds < plan.trials or (missing > 0 and rounds < plan.most_trials):
+        expected = max(plan.trials, min(rounds + missing, plan.most_trials))
+        rounds += 1
+        say(f"trial {rounds} of {expected} at {point.name}")
         measured.append(_trial(sampler, unit, 0.0, None, plan))
         for share in _SHARES:
             limit_per_s = None if share == 1.0 else share * peak_per_s
             trial = _trial(sampler, unit, share, limit_per_s, plan)
             peak_per_s = max(peak_per_s, trial.units_per_s)
             measured.append(trial)
-    return measured
+        missing = max(more_trials_needed(values, _TARGET_RATIO) for values in _powers_w(measured).values())
+    if missing > 0:
+        say(f"{point.name}: {missing} more trials needed for ±{_TARGET_RATIO:.0%}")
+    return _figures(measured, point, rounds, missing)
 
 
-def _trial(sampler: Sampler, unit: Load, target: float, limit_per_s: float | None, plan: _TrialPlan) -> Trial:
+def _powers_w(measured: list[Trial]) -> dict[float, list[float]]:
+    """Mean powers of the windows, by share."""
+    by_target: dict[float, list[float]] = {}
+    for trial in measured:
+        by_target.setdefault(trial.target, []).append(trial.power_w)
+    return by_target
+
+
+def _trial(sampler: Sampler, unit: Load, target: float, limit_per_s: float | None, plan: TrialPlan) -> Trial:
     """Let the sensor follow the load, then measure a window of it."""
 
     def run(seconds: float) -> int:
@@ -238,24 +313,22 @@ def _covered_w(span: Span) -> float:
     return span.energy_j / covered_s
 
 
-def _power_model(measured: list[Trial], meter: Meter) -> tuple[PowerModel, float]:
-    """The fitted model, and the largest spread of the power of one share over its trials."""
+def _figures(measured: list[Trial], point: OperatingPoint, rounds: int, missing: int) -> PointFigures:
     peak_per_s = max(trial.units_per_s for trial in measured)
     if peak_per_s <= 0:
         raise RunError("the load did no work at all.", hint="Check the CPU quota of this process.")
     shares = [min(trial.units_per_s / peak_per_s, 1.0) for trial in measured]
-    curve = fit_power_curve(point=CURRENT_POINT, share=shares, power_w=[trial.power_w for trial in measured])
-    by_target: dict[float, list[float]] = {}
-    for trial in measured:
-        by_target.setdefault(trial.target, []).append(trial.power_w)
-    idle_w = statistics.fmean(by_target[0.0])
-    model = PowerModel(
-        idle_w=idle_w,
-        curves=(curve,),
-        source=meter.source,
-        provenance=f"{len(measured)} windows of {meter.name}, shares of {peak_per_s:.0f} matrix products per second",
+    powers_w = _powers_w(measured)
+    return PointFigures(
+        point=point,
+        curve=fit_power_curve(point=point.name, share=shares, power_w=[trial.power_w for trial in measured]),
+        idle_w=statistics.fmean(powers_w[0.0]),
+        peak_per_s=peak_per_s,
+        trials_n=rounds,
+        spread_ratio=max(_spread_ratio(values) for values in powers_w.values()),
+        interval_ratio=max(interval_ratio(values) for values in powers_w.values()),
+        more_trials=missing,
     )
-    return model, max(_spread_ratio(values) for values in by_target.values())
 
 
 def _spread_ratio(values: list[float]) -> float:
@@ -267,11 +340,11 @@ def _modelled_profile(
     device_id: str, kind: str, meter: Meter, command: str, device: Device | None, sysroot: Path
 ) -> DeviceProfile:
     """The model's own figures: there is nothing to measure."""
-    provenance = _provenance(meter, command, 0, None, sysroot)
+    certificate = provenance(meter, command, 0, None, sysroot)
     if device is not None:
         power = msgspec.structs.replace(device.power, source="modelled")
         return DeviceProfile(
-            device=msgspec.structs.replace(device, id=device_id, kind=kind, power=power), provenance=provenance
+            device=msgspec.structs.replace(device, id=device_id, kind=kind, power=power), provenance=certificate
         )
     return DeviceProfile(
         device=Device(
@@ -281,11 +354,12 @@ def _modelled_profile(
             points=(OperatingPoint(name=CURRENT_POINT),),
             power=generic_power_model(usable_cores(), point=CURRENT_POINT),
         ),
-        provenance=provenance,
+        provenance=certificate,
     )
 
 
-def _provenance(meter: Meter, command: str, n: int, spread_ratio: float | None, sysroot: Path) -> Provenance:
+def provenance(meter: Meter, command: str, n: int, spread_ratio: float | None, sysroot: Path) -> Provenance:
+    """The birth certificate of figures that this machine gave just now."""
     return Provenance(
         meter=meter.name,
         source=meter.source,
