@@ -37,18 +37,20 @@ __all__ = [
 def board_split(results: Sequence[RankResult]) -> list[LedgerRow]:
     """All ranks' rows, with the joules of a shared board split among its ranks.
 
-    One meter sees the whole board, so only its first rank has joules. Each round's joules are split by
+    A meter of the whole board belongs to its first rank; what another rank of the board states for its own
+    process is in there already. Each round's joules are split by
     the processor time that each rank used in it, in whole microjoules: the sum is the meter's, exactly.
     """
     members: defaultdict[str, list[int]] = defaultdict(list)
     for rank, result in enumerate(results):
-        members[result.board if result.scope == "board" else f"rank {rank}"].append(rank)
+        members[result.board].append(rank)
     rows: list[LedgerRow] = []
     for ranks in members.values():
-        if len(ranks) == 1:
-            rows += results[ranks[0]].rows
-        else:
+        if len(ranks) > 1 and results[ranks[0]].scope == "board":
             rows += _split(ranks, results)
+        else:
+            for rank in ranks:
+                rows += results[rank].rows
     return sorted(rows, key=lambda row: (row.step, row.rank, row.t_start_s))
 
 
