@@ -19,6 +19,7 @@ from greentrain.cluster import Cluster
 from greentrain.cluster_file import ClusterFile, DeviceEntry, LinkEntry
 from greentrain.errors import UsageError
 from greentrain.files import write_text
+from greentrain.link_profile import link_profiles
 from greentrain.profile_files import device_profiles, read_device_profile
 from greentrain.units import format_quantity, parse_quantity
 
@@ -136,7 +137,10 @@ def _init(
         )
     try:
         file = ClusterFile(
-            name=name or lab_name or "cluster", link=LinkEntry(bandwidth=bandwidth, latency=latency), device=entries
+            name=name or lab_name or "cluster",
+            link=LinkEntry(bandwidth=bandwidth, latency=latency),
+            device=entries,
+            links=_measured_links(profiles, {entry.id for entry in entries}),
         )
     except ValueError as error:
         raise UsageError(f"{profiles}: {error}.", hint="Every device profile needs an id of its own.") from error
@@ -153,6 +157,28 @@ def _init(
 def _show(path: Path, as_json: bool) -> None:
     """Check cluster.toml and print its devices and links."""
     _show_summary(path, as_json=as_json)
+
+
+def _measured_links(profiles: Path, known: set[str]) -> tuple[LinkEntry, ...]:
+    """Links that ``greentrain measure --link`` has written, one entry per direction; the later file wins."""
+    entries: dict[tuple[str, str], LinkEntry] = {}
+    for link in link_profiles(profiles):
+        if {link.src, link.dst} <= known:
+            for src, dst, rate in (
+                (link.src, link.dst, link.upload_bytes_per_s),
+                (link.dst, link.src, link.download_bytes_per_s),
+            ):
+                entries[src, dst] = LinkEntry(
+                    src=src, dst=dst, bandwidth=f"{_rounded(rate * 8 / 1e6)}Mbit",
+                    latency=f"{_rounded(link.latency_s * 1e3)}ms",
+                    both_ways=False,
+                )  # fmt: skip
+    return tuple(entries.values())
+
+
+def _rounded(value: float) -> str:
+    """Four digits, without an exponent."""
+    return f"{float(f'{value:.4g}'):.10f}".rstrip("0").rstrip(".")
 
 
 def _read_lab(name: str | None) -> Lab | None:
@@ -265,6 +291,12 @@ def _render(file: ClusterFile) -> str:
             value: str | int | None = getattr(entry, field.name)
             if value is not None and value != field.default:
                 lines.append(f"{field.name} = {_quoted(value) if isinstance(value, str) else value}")
+    for link in file.links:
+        lines += ["", "[[links]]  # measured"]
+        for field in ("src", "dst", "bandwidth", "latency"):
+            lines.append(f"{field} = {_quoted(getattr(link, field))}")
+        if not link.both_ways:
+            lines.append("both_ways = false")
     return "\n".join(lines) + "\n"
 
 

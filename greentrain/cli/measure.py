@@ -117,6 +117,8 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
     help="Most rounds at every point; fewer where the interval is tight.",
 )
 @click.option("--window", type=click.FloatRange(min=0.02), help="Seconds of every measured window [0.5].")
+@click.option("--link-serve", type=click.IntRange(1, 65535), metavar="PORT", help="Answer --link of another device.")
+@click.option("--link", "link_address", metavar="HOST:PORT", help="Measure the link to a device that answers there.")
 @click.option("--id", "identity", help="Id of this device [GREENTRAIN_DEVICE_ID, or the host name].")
 @click.option("--kind", help="Device kind [the id: a measured device is its own kind].")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of PyTorch.")
@@ -141,6 +143,8 @@ def command(
     dry_run: bool,
     most_trials: int,
     window: float | None,
+    link_serve: int | None,
+    link_address: str | None,
     identity: str | None,
     kind: str | None,
     threads: int | None,
@@ -163,6 +167,9 @@ def command(
     if quota is not None:
         _measure_under_quota(quota)
     identity = identity or device_id()
+    if link_serve is not None or link_address is not None:
+        _links(link_serve, link_address, _name(identity, "--id"), folder, as_json=as_json)
+        return
     options = _Options(
         device=device,
         models=_models(models),
@@ -203,6 +210,17 @@ def command(
         files.append(_write_cluster(lines))
         lines = ""
     _report(_result(profile, files, lines), as_json=as_json)
+
+
+def _links(port: int | None, address: str | None, identity: str, folder: Path, *, as_json: bool) -> None:
+    from greentrain.cli._link import measure_links, serve
+
+    if port is not None and address is not None:
+        raise UsageError("--link-serve and --link were both given.", hint="Serve on one device, measure on the other.")
+    if port is not None:
+        serve(port, identity, quiet=as_json)
+    if address is not None:
+        measure_links(address, identity, folder, as_json=as_json)
 
 
 def _measure_under_quota(quota_percent: float) -> None:

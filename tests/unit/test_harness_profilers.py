@@ -107,16 +107,19 @@ def free_port() -> int:
 
 def test_link_over_loopback() -> None:
     port, stop, ready = free_port(), threading.Event(), threading.Event()
-    options = {"host": "127.0.0.1", "stop": stop, "ready": ready}
+    options = {"host": "127.0.0.1", "identity": "far", "stop": stop, "ready": ready}
     server = threading.Thread(target=serve_link, args=(port,), kwargs=options, daemon=True)
     server.start()
     assert ready.wait(timeout=10)
-    bandwidth_bytes_per_s, latency_s = measure_link("127.0.0.1", port, seconds=0.05)
+    figures = measure_link("127.0.0.1", port, seconds=0.05)
     stop.set()
     server.join(timeout=10)
     assert not server.is_alive()
-    assert bandwidth_bytes_per_s > 1e7
-    assert 0 < latency_s < 0.1
+    assert figures.upload_bytes_per_s > 1e7
+    assert figures.download_bytes_per_s > 1e7
+    assert figures.bandwidth_bytes_per_s == min(figures.upload_bytes_per_s, figures.download_bytes_per_s)
+    assert 0 < figures.latency_s < 0.1
+    assert figures.peer == "far"
 
 
 def test_link_without_a_server_is_told() -> None:

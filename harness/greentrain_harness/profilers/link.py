@@ -2,8 +2,9 @@
 
 Run :func:`serve_link` on one machine and :func:`measure_link` on the other.
 
-Each request is one byte (``P`` ping, ``U`` upload, ``D`` download) and a length of eight bytes; the
-server answers a ping with its byte, swallows an upload and answers with one byte, or sends a download.
+Each request is one byte (``P`` ping, ``U`` upload, ``D`` download, ``I`` identity) and a length of eight bytes;
+the server answers a ping with its byte, swallows an upload and answers with one byte, sends a download, or its
+device's id in as many bytes as were asked for.
 """
 
 from __future__ import annotations
@@ -28,24 +29,35 @@ _PINGS = 20
 _FIRST_BYTES = 1 << 17
 _MOST_BYTES = 1 << 30
 _TRIALS = 3
+_ID_BYTES = 64
 
 
 class LinkFigures(NamedTuple):
     """A measured link.
 
     Attributes:
-        bandwidth_bytes_per_s: Payload bandwidth of the slower direction.
+        upload_bytes_per_s: Payload bandwidth to the other machine.
+        download_bytes_per_s: Payload bandwidth from it.
         latency_s: Half of the median round trip of an empty message.
+        peer: The other machine's device id.
     """
 
-    bandwidth_bytes_per_s: float
+    upload_bytes_per_s: float
+    download_bytes_per_s: float
     latency_s: float
+    peer: str
+
+    @property
+    def bandwidth_bytes_per_s(self) -> float:
+        """Payload bandwidth of the slower direction."""
+        return min(self.upload_bytes_per_s, self.download_bytes_per_s)
 
 
 def serve_link(
     port: int,
     *,
     host: str = "",
+    identity: str = "",
     timeout_s: float = 30.0,
     stop: threading.Event | None = None,
     ready: threading.Event | None = None,
@@ -55,6 +67,7 @@ def serve_link(
     Args:
         port: TCP port to listen on.
         host: Address to listen on; all when empty.
+        identity: This device's id, for those who ask.
         timeout_s: A silent client is dropped after this long.
         stop: Ends the loop within half a second.
         ready: Set as soon as clients can connect.
@@ -80,7 +93,7 @@ def serve_link(
             with client, contextlib.suppress(OSError):
                 client.settimeout(timeout_s)
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                _answer(client)
+                _answer(client, identity)
 
 
 def measure_link(host: str, port: int, *, seconds: float = 1.0, timeout_s: float = 10.0) -> LinkFigures:
@@ -110,13 +123,15 @@ def measure_link(host: str, port: int, *, seconds: float = 1.0, timeout_s: float
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             round_trip_s = statistics.median(_ping_s(connection) for _ in range(_PINGS))
-            bandwidths = [_bandwidth(connection, kind, seconds, round_trip_s) for kind in (b"U", b"D")]
+            upload, download = (_bandwidth(connection, kind, seconds, round_trip_s) for kind in (b"U", b"D"))
+            connection.sendall(_REQUEST.pack(b"I", _ID_BYTES))
+            peer = (_receive(connection, _ID_BYTES) or b"").rstrip(b"\0").decode(errors="replace")
         except OSError as error:
             raise RunError(
                 f"the link to {host}:{port} broke while it was measured ({error.strerror or error}).",
                 hint="Measure again; raise the timeout on a very slow link.",
             ) from error
-    return LinkFigures(bandwidth_bytes_per_s=min(bandwidths), latency_s=round_trip_s / 2)
+    return LinkFigures(upload, download, round_trip_s / 2, peer)
 
 
 def _bandwidth(connection: socket.socket, kind: bytes, seconds: float, round_trip_s: float) -> float:
@@ -149,7 +164,7 @@ def _transfer_s(connection: socket.socket, kind: bytes, size: int) -> float:
     return time.monotonic() - start_s
 
 
-def _answer(client: socket.socket) -> None:
+def _answer(client: socket.socket, identity: str) -> None:
     while True:
         head = _receive(client, _REQUEST.size)
         if head is None:
@@ -159,6 +174,8 @@ def _answer(client: socket.socket) -> None:
             _swallow(client, min(size, _MOST_BYTES))
         if kind == b"D":
             _send(client, min(size, _MOST_BYTES))
+        elif kind == b"I":
+            client.sendall(identity.encode()[:_ID_BYTES].ljust(_ID_BYTES, b"\0"))
         else:
             client.sendall(kind)
 

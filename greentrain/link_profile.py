@@ -1,0 +1,60 @@
+"""LinkProfile: a measured link between two devices, ``profiles/<src>.<dst>.links.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from greentrain._checks import require, require_id, require_non_negative, require_positive
+from greentrain.device import Provenance
+from greentrain.files import read_json, write_json
+
+__all__ = ["LINKS_SCHEMA", "LinkProfile", "link_profiles", "write_link_profile"]
+
+LINKS_SCHEMA = "greentrain.links/1"
+
+
+class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one device measured of the link to another.
+
+    Attributes:
+        src: Device that measured.
+        dst: Device at the other end.
+        upload_bytes_per_s: Payload bandwidth from src to dst.
+        download_bytes_per_s: Payload bandwidth from dst to src.
+        latency_s: Half of the median round trip of an empty message.
+        provenance: Where the figures come from; a link has no joules, and so no meter.
+    """
+
+    src: str
+    dst: str
+    upload_bytes_per_s: float
+    download_bytes_per_s: float
+    latency_s: float
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        require_id(self.src, what="device id")
+        require_id(self.dst, what="device id")
+        require(self.src != self.dst, f"a link from {self.src!r} to itself")
+        require_positive(
+            upload_bytes_per_s=self.upload_bytes_per_s, download_bytes_per_s=self.download_bytes_per_s
+        )  # fmt: skip
+        require_non_negative(latency_s=self.latency_s)
+
+
+def write_link_profile(folder: Path, profile: LinkProfile) -> Path:
+    """Write ``<src>.<dst>.links.json`` and return its path."""
+    path = folder / f"{profile.src}.{profile.dst}.links.json"
+    write_json(path, profile, schema=LINKS_SCHEMA)
+    return path
+
+
+def link_profiles(folder: Path) -> tuple[LinkProfile, ...]:
+    """All measured links of a folder.
+
+    Raises:
+        UsageError: A file is damaged.
+    """
+    return tuple(read_json(path, LinkProfile, schema=LINKS_SCHEMA) for path in sorted(folder.glob("*.links.json")))

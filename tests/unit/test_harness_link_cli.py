@@ -1,0 +1,93 @@
+"""``greentrain measure --link`` between two ids over loopback, and cluster.toml made from it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from greentrain.cli import main
+from greentrain.cli._cluster import load_cluster
+from greentrain.link_profile import link_profiles
+from greentrain_harness.profilers import link
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A device named ``far`` that answers; the test takes little of its time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    stop, ready = threading.Event(), threading.Event()
+    options = {"host": "127.0.0.1", "identity": "far", "stop": stop, "ready": ready}
+    thread = threading.Thread(target=link.serve_link, args=(port,), kwargs=options, daemon=True)
+    thread.start()
+    assert ready.wait(timeout=10)
+    monkeypatch.setattr(link, "measure_link", functools.partial(link.measure_link, seconds=0.05))
+    yield port
+    stop.set()
+    thread.join(timeout=10)
+
+
+def test_a_measured_link_reaches_the_cluster(
+    served: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("measure", "--link", f"127.0.0.1:{served}", "--id", "near", "--json") == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["src"], told["dst"], told["file"]) == ("near", "far", "profiles/near.far.links.json")
+    (found,) = link_profiles(tmp_path / "profiles")
+    assert found.upload_bytes_per_s == told["upload_bytes_per_s"] > 1e6
+    for name in ("near", "far", "other"):
+        assert run("measure", "--device", "modelled", "--model", "none", "--id", name) == 0
+    assert run("cluster", "init", "--force", "--bandwidth", "1Mbit") == 0
+    _, cluster = load_cluster(Path("cluster.toml"))
+    assert cluster.link("near", "far").bandwidth_bytes_per_s == pytest.approx(found.upload_bytes_per_s, rel=1e-3)
+    assert cluster.link("far", "near").bandwidth_bytes_per_s == pytest.approx(found.download_bytes_per_s, rel=1e-3)
+    assert cluster.link("far", "near").latency_s == pytest.approx(found.latency_s, rel=1e-3)
+    assert cluster.link("near", "other").bandwidth_bytes_per_s == 125e3
+
+
+def test_people_see_both_directions(
+    served: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("measure", "--link", f"127.0.0.1:{served}", "--id", "near") == 0
+    assert "near → far: " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--link", "nowhere"], 2, "expected HOST:PORT"),
+        (["--link", "h:0"], 2, "expected HOST:PORT"),
+        (["--link", "127.0.0.1:9", "--link-serve", "9"], 2, "both given"),
+        (["--link", "127.0.0.1:9"], 4, "no link server answers"),
+    ],
+)
+def test_wrong_addresses_are_told(
+    words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run("measure", *words, "--id", "near") == code
+    assert message in capfd.readouterr().err
+
+
+def test_two_devices_of_one_name_are_told(
+    served: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("measure", "--link", f"127.0.0.1:{served}", "--id", "far") == 2
+    assert "different names with --id" in capfd.readouterr().err
