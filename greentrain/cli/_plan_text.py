@@ -28,16 +28,20 @@ def plan_text(plan: Plan, problem: Problem) -> str:
         f"  batch {plan.batch} = {plan.micro_batches_n} micro-batches of {plan.micro_batch}; "
         f"round {format_quantity(price.step_s, 'time')}; planner {plan.planner}",
         "",
-        f"  {'stage':5} {'layers':8} {'device':16} {'rows':>5} {'point':10} {'busy':>5} {'energy':>10} {'memory':>9}",
     ]
+    table = [("stage", "layers", "device", "rows", "point", "busy", "energy", "memory")]
     for index, stage in enumerate(plan.stages):
         for device, share, point in zip(stage.devices, stage.shares, stage.points, strict=True):
             energy_j = sum(price.energy_j[device].values()) / plan.batch
-            lines.append(
-                f"  {index:<5} {f'{stage.start}-{stage.stop - 1}':8} {device:16} {share:>5} {point:10} "
-                f"{price.busy_s[device] / price.step_s:>5.0%} {energy_j:>8.3g} J "
-                f"{format_quantity(price.peak_bytes[device], 'bytes'):>9}"
-            )
+            table.append(
+                (
+                    str(index), f"{stage.start}-{stage.stop - 1}", device, str(share), point,
+                    f"{price.busy_s[device] / price.step_s:.0%}", f"{energy_j:.3g} J",
+                    format_quantity(price.peak_bytes[device], "bytes"),
+                )
+            )  # fmt: skip
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines += ["  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
     sources = {device.power.source for device in problem.cluster.devices if device.id in plan.devices}
     lines.append(f"  (energy per sample; device power curves: {' and '.join(sorted(sources))})")
     if plan.certificate is not None:

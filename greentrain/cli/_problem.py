@@ -11,6 +11,7 @@ import msgspec
 
 from greentrain.actions import lower
 from greentrain.cli._cluster import load_cluster
+from greentrain.cli._common import say
 from greentrain.cluster import Cluster
 from greentrain.cluster_file import ClusterFile
 from greentrain.errors import UsageError
@@ -45,19 +46,20 @@ class Selection:
 
 
 def choose_model(profiles: Path, name: str | None) -> str:
-    """The model that is asked for, or the only one that was profiled.
+    """The model that is asked for; else the only one, or of several the first by name.
 
     Raises:
-        UsageError: None was profiled, or several were and none is named.
+        UsageError: None was profiled.
     """
     if name is not None:
         return name
     known = model_names(profiles)
-    if len(known) == 1:
-        return known[0]
     if not known:
         raise UsageError(f"{profiles}: holds no model profile.", hint="Run: greentrain measure --model digits-cnn")
-    raise UsageError(f"{profiles}: holds {len(known)} models ({', '.join(known)}).", hint="Choose one with --model.")
+    first, *others = known
+    if others:
+        say(f"Of the models {', '.join(known)} the first is taken; choose another with --model.")
+    return first
 
 
 def select_devices(
