@@ -28,8 +28,9 @@ WINGS = {
     "greentrain_reports": ROOT / "reports",
 }
 CORE = {
-    "_checks", "actions", "carbon", "cluster", "cluster_file", "device", "errors", "files", "ledger", "objective",
-    "plan", "plugins", "power", "profile", "profile_files", "reading", "summary", "training_data", "units", "version",
+    "_checks", "actions", "carbon", "cluster", "cluster_file", "device", "errors", "files", "ledger", "link_profile",
+    "objective", "plan", "plugins", "power", "profile", "profile_files", "reading", "summary", "training_data", "units",
+    "version",
 }  # fmt: skip
 HEAVY = ("torch", "pandas", "sklearn", "scipy", "matplotlib")
 
