@@ -4,6 +4,12 @@
         train_one_epoch()
     print(epoch.energy_j, epoch.error_j, epoch.source)
 
+Parts of a window share its open meter and cost a few microseconds each:
+
+    with greentrain.measure("epoch") as epoch:
+        with epoch.part("forward") as forward:
+            ...
+
 It never raises for a missing or lost sensor: then ``energy_j`` is None and ``note`` says why.
 """
 
@@ -40,16 +46,28 @@ class Window:
         calls: As a decorator: one window per call that has ended, in order.
     """
 
-    def __init__(self, label: str | None, *, device: str, sysroot: Path) -> None:
+    def __init__(
+        self, label: str | None, *, device: str, sysroot: Path, synchronize: Callable[[], object] | None = None,
+        whole: Window | None = None,
+    ) -> None:  # fmt: skip
         self.label = label
         self.calls: list[Window] = []
         self._device = device
         self._sysroot = sysroot
+        self._synchronize = synchronize
+        self._whole = whole
         self._sampler: Sampler | None = None
-        self._span: Span | None = None
+        self._known: Span | None = None
         self._note = "not measured yet"
         self._start_s = 0.0
-        self._duration_s = 0.0
+        self._stop_s: float | None = None
+
+    @property
+    def _span(self) -> Span | None:
+        """The figures, worked out when they are asked for; None while the block runs, or without a meter."""
+        if self._known is None and self._stop_s is not None and self._sampler is not None:
+            self._known = self._sampler.span(self._start_s, self._stop_s)
+        return self._known
 
     @property
     def energy_j(self) -> float | None:
@@ -63,8 +81,8 @@ class Window:
 
     @property
     def duration_s(self) -> float:
-        """Seconds."""
-        return self._duration_s
+        """Seconds; 0 while the block runs."""
+        return 0.0 if self._stop_s is None else self._stop_s - self._start_s
 
     @property
     def mean_w(self) -> float | None:
@@ -74,7 +92,7 @@ class Window:
     @property
     def gap_s(self) -> float:
         """Seconds without data, which the energy leaves out."""
-        return self._duration_s if self._span is None else self._span.gap_s
+        return self.duration_s if self._span is None else self._span.gap_s
 
     @property
     def source(self) -> Source | None:
@@ -96,17 +114,21 @@ class Window:
         """What a reader must know of the figures."""
         return self._note
 
+    def part(self, label: str | None = None) -> Window:
+        """A window inside this one, on the same open meter; parts may nest, overlap and follow each other."""
+        return Window(
+            label, device=self._device, sysroot=self._sysroot, synchronize=self._synchronize, whole=self
+        )  # fmt: skip
+
     def __enter__(self) -> Window:
         """Open the meter and start."""
-        try:
-            self._sampler = Sampler(open_named(self._device, sysroot=self._sysroot)).__enter__()
-            self._note = self._sampler.note
-        except UnavailableError as error:
-            # Code that is measured must run on machines without the sensor too.
-            self._sampler = None
-            self._note = str(error)
-            _log.warning("%s: nothing is measured: %s", self.label or "measure", error)
-        self._span = None
+        self._known, self._stop_s = None, None
+        if self._whole is None:
+            self._sampler = self._opened()
+        else:
+            self._sampler, self._note = self._whole._sampler, self._whole.note
+        if self._synchronize is not None:
+            self._synchronize()
         self._start_s = time.monotonic()
         return self
 
@@ -114,19 +136,35 @@ class Window:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop and close the meter; errors of the block pass through."""
-        stop_s = time.monotonic()
-        self._duration_s = stop_s - self._start_s
-        if self._sampler is not None:
-            self._span = self._sampler.span(self._start_s, stop_s)
+        # After an error in the block the device may be in no state to be waited for.
+        if self._synchronize is not None and error is None:
+            self._synchronize()
+        self._stop_s = time.monotonic()
+        if self._sampler is not None and self._whole is None:
+            self._known = self._sampler.span(self._start_s, self._stop_s)
             self._sampler.close()
-            _log.info("%s: %s", self.label or "measure", describe(self._span))
+            _log.info("%s: %s", self.label or "measure", describe(self._known))
+
+    def _opened(self) -> Sampler | None:
+        try:
+            sampler = Sampler(open_named(self._device, sysroot=self._sysroot)).__enter__()
+        except UnavailableError as error:
+            # Code that is measured must run on machines without the sensor too.
+            self._note = str(error)
+            _log.warning("%s: nothing is measured: %s", self.label or "measure", error)
+            return None
+        self._note = sampler.note
+        return sampler
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Measure every call of a function; the windows are kept in :attr:`calls`."""
 
         @functools.wraps(function)
         def measured(*args: P.args, **kwargs: P.kwargs) -> R:
-            window = Window(self.label or function.__name__, device=self._device, sysroot=self._sysroot)
+            window = Window(
+                self.label or function.__name__, device=self._device, sysroot=self._sysroot,
+                synchronize=self._synchronize, whole=self._whole,
+            )  # fmt: skip
             try:
                 with window:
                     return function(*args, **kwargs)
@@ -136,20 +174,27 @@ class Window:
         return measured
 
 
-def measure(label: str | None = None, *, device: str = "auto", sysroot: Path = Path("/")) -> Window:
+def measure(
+    label: str | None = None,
+    *,
+    device: str = "auto",
+    sysroot: Path = Path("/"),
+    synchronize: Callable[[], object] | None = None,
+) -> Window:
     """Measure the joules of a ``with`` block, or of every call of a decorated function.
 
-    Work on a GPU must be synchronised before the block ends, or its energy falls outside the window.
+    Work on a GPU must be waited for at both ends, or its energy falls outside the window.
 
     Args:
         label: Shown in the log line at the end (logger ``greentrain``).
         device: ``auto``, ``jetson``, ``nvidia``, ``cpu``, ``modelled`` or the name of a meter.
         sysroot: Prefix of /sys, /proc and /etc.
+        synchronize: Called at both ends, such as ``torch.cuda.synchronize``.
 
     Raises:
         UsageError: On entry, when there is no meter of that name.
     """
-    return Window(label, device=device, sysroot=sysroot)
+    return Window(label, device=device, sysroot=sysroot, synchronize=synchronize)
 
 
 def describe(span: Span) -> str:

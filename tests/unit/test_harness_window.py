@@ -62,6 +62,52 @@ def test_a_misspelt_meter_is_told_at_once() -> None:
         pass
 
 
+def test_parts_share_the_meter_and_add_up(tmp_path: Path) -> None:
+    write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    with measure("epoch", sysroot=tmp_path) as epoch:
+        with epoch.part("forward") as forward:
+            assert forward.energy_j is None
+            with forward.part("layer") as layer:
+                sum(range(50_000))
+        early_j = forward.energy_j
+        with epoch.part("backward") as backward:
+            sum(range(50_000))
+    assert forward.energy_j == early_j, "the figures of an ended window do not change"
+    for window in (forward, layer, backward):
+        assert window.mean_w == pytest.approx(6.0, rel=1e-3)
+        assert window.source == "measured"
+    assert forward.energy_j is not None
+    assert backward.energy_j is not None
+    assert epoch.energy_j is not None
+    assert forward.energy_j + backward.energy_j <= epoch.energy_j
+
+
+def test_parts_without_a_meter_are_unknown(tmp_path: Path) -> None:
+    with measure(device="jetson", sysroot=tmp_path) as whole, whole.part() as part:
+        pass
+    assert part.energy_j is None
+    assert "no INA3221" in part.note
+
+
+def test_the_device_is_waited_for_at_both_ends() -> None:
+    waits: list[str] = []
+    with measure(device="modelled", synchronize=lambda: waits.append("wait")):
+        waits.append("block")
+    assert waits == ["wait", "block", "wait"]
+
+
+def test_a_failed_block_is_not_waited_for() -> None:
+    waits: list[str] = []
+
+    @measure(device="modelled", synchronize=lambda: waits.append("wait"))
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert waits == ["wait"]
+
+
 def test_is_exported_lazily() -> None:
     assert greentrain.measure is measure
     assert isinstance(greentrain.measure(), Window)
