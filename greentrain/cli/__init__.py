@@ -5,12 +5,14 @@ Sub-commands load lazily, so that ``greentrain --help`` needs neither torch nor 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import json
 import os
 import sys
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import click
 
@@ -32,6 +34,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("greentrain.cli.report", "CSV and one self-contained HTML of a run."),
     "lab": ("greentrain.cli.lab", "An emulated edge cluster on this Linux machine (root)."),
 }
+
+
+# What writing to a redirected standard output can end with.
+_OUTPUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 
 
 class _LazyGroup(click.Group):
@@ -63,44 +69,60 @@ def _root(ctx: click.Context, debug: bool) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit: 0 ok, 2 usage, 3 infeasible, 4 hardware or permission, 5 run failed."""
     arguments = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in arguments
+    debug, as_json = "--debug" in arguments, "--json" in arguments
     try:
         # A sweep that was killed may have left clocks and caps changed; without one this looks for a file only.
         for remark in restore_pending(Path(os.environ.get("GREENTRAIN_SYSROOT", "/"))):
             click.echo(remark, err=True)
         result: object = _root.main(args=arguments, prog_name="greentrain", standalone_mode=False)
+        # A full disk shows here and not in Python's own flush at the end; also without any standard output.
+        print(end="", flush=True)
     except GreentrainError as error:
         if debug:
             raise
-        _report(error.message, error.hint, as_json="--json" in arguments)
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        _report("Interrupted.", "What was already written is kept.", as_json=False)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        _report("Interrupted.", "What was already written is kept.", as_json=False)
-        sys.exit(130)
+        _exit(error.exit_code, error.message, error.hint, as_json=as_json)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _exit(130, "interrupted.", "What was already written is kept.", as_json=as_json)
     except click.ClickException as error:
+        # click words it with the command's usage; standard output is for the object.
+        if as_json:
+            _print_json(error.format_message(), None)
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read the output has seen enough.
+        _drop_output()
         sys.exit(0)
     except Exception as error:
         if debug:
             raise
-        kind = type(error).__name__
-        _report(
-            f"Unexpected {kind}: {error}.", "Run again as 'greentrain --debug …' to see where; please report it.",
-            as_json="--json" in arguments,
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_FAILS:
+            _drop_output()
+            reason = os.strerror(error.errno)
+            _exit(5, f"standard output: cannot be written ({reason}).", "Send it elsewhere.", as_json=False)
+        _exit(
+            5, f"unexpected {type(error).__name__}: {error}.",
+            "Run again as 'greentrain --debug …' to see where; please report it.", as_json=as_json,
         )  # fmt: skip
-        sys.exit(5)
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def _report(message: str, hint: str | None, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"error": message, "hint": hint}))
-    click.echo(f"Error: {message}", err=True)
-    if hint is not None:
-        click.echo(f"Hint: {hint}", err=True)
+def _exit(code: int, message: str, hint: str | None, *, as_json: bool) -> NoReturn:
+    # The exit code must be right even where nothing can be written any more.
+    with contextlib.suppress(OSError):
+        if as_json:
+            _print_json(message, hint)
+        click.echo(f"Error: {message}", err=True)
+        if hint is not None:
+            click.echo(f"Hint: {hint}", err=True)
+    sys.exit(code)
+
+
+def _print_json(message: str, hint: str | None) -> None:
+    click.echo(json.dumps({"error": message, "hint": hint}))
+
+
+def _drop_output() -> None:
+    """Let what is still buffered for standard output go nowhere, so that Python's last flush cannot fail."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
