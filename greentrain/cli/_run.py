@@ -26,6 +26,7 @@ from greentrain.objective import Problem
 from greentrain.plan import PLAN_SCHEMA, Estimate, Plan, parallelism_name
 from greentrain.simulator import simulate, to_estimate
 from greentrain.summary import SUMMARY_SCHEMA, Outcome, Summary
+from greentrain.units import format_quantity
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -96,6 +97,7 @@ def _launch(
     price = to_estimate(simulated, plan, problem)
     run, folder = _claim_folder(options.run, plan.model)
     try:
+        _check_space(folder, plan)
         _write_plan_files(folder, plan, problem.cluster, simulated, options)
         commands = _commands(plan, entries, folder, run, options)
     except BaseException:
@@ -113,7 +115,7 @@ def _launch(
         status = "interrupted"
         raise
     except RunError as error:
-        error.hint = f"{error.hint or ''} Kept: {folder}/ledger.csv ({watcher.steps_done} rounds).".strip()
+        error.hint = f"{error.hint or ''} Kept: {folder} ({watcher.steps_done} rounds).".strip()
         raise
     finally:
         _save_cut_run(folder, run, plan, problem.cluster, price, watcher.last, status, started_utc)
@@ -301,6 +303,18 @@ def _check_unused(folder: Path, rank: int) -> None:
                 f"{path}: exists already, this run has run before.",
                 hint="Choose another --run NAME, the same on every device; runs are never overwritten.",
             )
+
+
+def _check_space(folder: Path, plan: Plan) -> None:
+    """Refuse to train for hours what cannot be kept in the end."""
+    needed_bytes = sum(stage.param_bytes for stage in plan.stages)
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise RunError(
+            f"{folder}: the disk has {format_quantity(free_bytes, 'bytes')} free, the trained model needs "
+            f"{format_quantity(needed_bytes, 'bytes')}.",
+            hint="Free some space, or run the command in a folder on another disk.",
+        )
 
 
 def _claim_folder(run: str | None, model: str) -> tuple[str, Path]:

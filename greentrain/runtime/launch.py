@@ -145,7 +145,7 @@ def _lifeline() -> Generator[int, None, None]:
 def _start(command: WorkerCommand, progress: SimpleQueue[Progress], read_end: int) -> _Worker:
     with writing(command.log):
         command.log.parent.mkdir(parents=True, exist_ok=True)
-        log = command.log.open("w", encoding="utf-8")
+        log = command.log.open("wb", buffering=0)
     # A session of its own: Ctrl-C reaches this process only, which then stops its workers in order.
     process = subprocess.Popen(
         list(command.argv),
@@ -167,22 +167,23 @@ def _start(command: WorkerCommand, progress: SimpleQueue[Progress], read_end: in
 
 def _read(worker: _Worker, progress: SimpleQueue[Progress]) -> None:
     assert worker.process.stdout is not None
-    for line in worker.process.stdout:
-        with contextlib.suppress(msgspec.DecodeError):
-            progress.put(msgspec.json.decode(line, type=Progress))
+    with worker.process.stdout as lines:
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):
+                progress.put(msgspec.json.decode(line, type=Progress))
     worker.process.wait()
     worker.ended_s = time.monotonic()
 
 
-def _keep(worker: _Worker, log: IO[str]) -> None:
+def _keep(worker: _Worker, log: IO[bytes]) -> None:
     """Copy what a worker says to its log, and remember the end of it."""
     assert worker.process.stderr is not None
-    for line in worker.process.stderr:
-        worker.said.append(line.rstrip("\n"))
-        # A full disk must neither stop the worker nor hide its last words.
-        with contextlib.suppress(OSError):
-            log.write(line)
-            log.flush()
+    with worker.process.stderr as lines:
+        for line in lines:
+            worker.said.append(line.rstrip("\n"))
+            # A full disk must neither stop the worker nor hide its last words.
+            with contextlib.suppress(OSError):
+                log.write(line.encode())
     with contextlib.suppress(OSError):
         log.close()
 
