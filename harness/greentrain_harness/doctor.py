@@ -116,7 +116,7 @@ def _mend(name: str, why_not: str) -> str | None:
         return "sudo modprobe ina3221"
     if name == "ina3221":
         return "none on this machine: it is no Jetson board"
-    if name == "rapl" and "root" in why_not:
+    if name == "rapl" and "by root" in why_not:
         return RAPL_MEND
     if name == "rapl" and cpu_model() != platform.machine():
         virtual = "hypervisor" in _text(Path("/proc/cpuinfo"))
@@ -144,7 +144,7 @@ def _mend(name: str, why_not: str) -> str | None:
 def _controls(sysroot: Path) -> Iterator[Finding]:
     for name, why_not in detect_all(sysroot).items():
         if why_not is not None:
-            mend = "sudo greentrain measure --points all" if "root" in why_not.split() else None
+            mend = "sudo greentrain measure --points all" if "by root" in why_not else None
             yield Finding(area="control", name=name, state="missing", detail=why_not, mend=mend)
             continue
         points = ", ".join(open_control(name, sysroot=sysroot).points())

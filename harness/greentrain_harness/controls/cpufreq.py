@@ -60,7 +60,7 @@ def open_control(*, sysroot: Path = Path("/")) -> RestoringControl:
     """
     why_not = detect(sysroot)
     if why_not is not None:
-        hint = "Run the command with sudo." if "root" in why_not else "Use --points current."
+        hint = "Run the command with sudo." if "by root" in why_not else "Use --points current."
         raise UnavailableError(f"No CPU clock to set: {why_not}.", hint=hint)
     policies = _policies(sysroot)
     return RestoringControl(_CpuFreq(policies), _points(policies), sysroot)

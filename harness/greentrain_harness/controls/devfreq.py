@@ -57,7 +57,7 @@ def open_control(*, sysroot: Path = Path("/")) -> RestoringControl:
     why_not = detect(sysroot)
     folder = _gpu(sysroot)
     if why_not is not None or folder is None:
-        hint = "Run the command with sudo." if "root" in (why_not or "") else "Use --points current."
+        hint = "Run the command with sudo." if "by root" in (why_not or "") else "Use --points current."
         raise UnavailableError(f"No GPU clock to set: {why_not}.", hint=hint)
     points = tuple(
         OperatingPoint(name=f"gpu-{round(hz / 1e6)}MHz", gpu_hz=float(hz))

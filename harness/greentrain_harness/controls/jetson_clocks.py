@@ -57,7 +57,7 @@ def open_control(*, sysroot: Path = Path("/")) -> RestoringControl:
     """
     why_not = detect(sysroot)
     if why_not is not None:
-        hint = "Run the command with sudo." if "root" in why_not else "Use --points current."
+        hint = "Run the command with sudo." if "by root" in why_not else "Use --points current."
         raise UnavailableError(f"No clocks to set: {why_not}.", hint=hint)
     knob = _JetsonClocks(sysroot / _COMMAND, journal_paths(sysroot)[0].with_name(_STORE))
     return RestoringControl(knob, (OperatingPoint(name=POINT),), sysroot)

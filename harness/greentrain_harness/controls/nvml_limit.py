@@ -103,7 +103,7 @@ def open_control(*, sysroot: Path = Path("/")) -> RestoringControl:
     why_not = detect(sysroot)
     outcome = _probe(sysroot) if why_not is None else why_not
     if isinstance(outcome, str):
-        hint = "Run the command with sudo." if "root" in outcome else "Use --points current."
+        hint = "Run the command with sudo." if "by root" in outcome else "Use --points current."
         raise UnavailableError(f"No GPU power limit to set: {outcome}.", hint=hint)
     first = outcome[0]
     limits_w = [

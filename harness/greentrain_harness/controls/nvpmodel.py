@@ -69,7 +69,7 @@ def open_control(*, sysroot: Path = Path("/")) -> RestoringControl:
     """
     why_not = detect(sysroot)
     if why_not is not None:
-        hint = "Run the command with sudo." if "root" in why_not else "Use --points current."
+        hint = "Run the command with sudo." if "by root" in why_not else "Use --points current."
         raise UnavailableError(f"No power modes to set: {why_not}.", hint=hint)
     modes = _modes(sysroot)
     points = tuple(OperatingPoint(name=name, cap_w=_cap_w(name)) for name in modes)

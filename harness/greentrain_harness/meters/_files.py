@@ -9,18 +9,21 @@ from pathlib import Path
 __all__ = ["SensorFile", "read_text"]
 
 _READ_BYTES = 64
+# Looking whether the file was replaced costs as much as reading it.
+_LOOK_EVERY = 10
 
 
 class SensorFile:
     """An integer in a small file, read with one system call.
 
-    The file stays open. It is opened again after an error (the driver was bound anew) and after it was
-    replaced by another file of the same name (recorded and emulated trees).
+    The file stays open. It is opened again after an error (the driver was bound anew) and within ten reads
+    after it was replaced by another file of the same name (recorded and emulated trees).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
+        self._reads = 0
         self._closed = False
 
     def read(self) -> int | None:
@@ -28,7 +31,8 @@ class SensorFile:
         if self._closed:
             return None
         try:
-            if self._fd is not None and os.fstat(self._fd).st_nlink == 0:
+            self._reads += 1
+            if self._fd is not None and self._reads % _LOOK_EVERY == 0 and os.fstat(self._fd).st_nlink == 0:
                 self._drop()
             if self._fd is None:
                 self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)

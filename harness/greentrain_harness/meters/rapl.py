@@ -136,7 +136,7 @@ def open_meter(*, sysroot: Path = Path("/"), device: Device | None = None) -> Ra
     del device
     why_not = detect(sysroot)
     if why_not is not None:
-        hint = f"Run: {MEND}" if "root" in why_not else "Use --device auto, or --device modelled."
+        hint = f"Run: {MEND}" if "by root" in why_not else "Use --device auto, or --device modelled."
         raise UnavailableError(f"No CPU energy counter: {why_not}.", hint=hint)
     zones, mirrored = _without_mirrors(_zones(sysroot))
     remark = f"; {', '.join(mirrored)} left out: the same counter shown twice" if mirrored else ""

@@ -1,0 +1,103 @@
+"""Other tools, unmodified, on the same emulated trees: zeus on Jetson rails, zeus and codecarbon on RAPL.
+
+They know only /sys, so that the tree is mounted over it in a mount namespace of its own (root). zeus is told
+that the processor is a Jetson's; nothing else of it is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from greentrain_harness.meters import open_named
+from greentrain_harness.meters.boards import BOARDS
+from greentrain_harness.meters.trees import write_jetson_tree
+
+__all__ = ["peer_rows"]
+
+_TOTAL_W = 12.0
+_TIMEOUT_S = 60.0
+
+# Mounts the emulated folders over /sys, and an /etc that names a Jetson, then runs the peer.
+_ENTER = """
+set -e
+mount -t tmpfs none /sys/bus
+cp -a /etc "$TREE/etc-of-peer"; touch "$TREE/etc-of-peer/nv_tegra_release"; mount --bind "$TREE/etc-of-peer" /etc
+mkdir -p /sys/bus/i2c/drivers; mount --bind "$TREE/sys/bus/i2c/drivers" /sys/bus/i2c/drivers
+exec "$@"
+"""
+
+_ZEUS_JETSON = """
+import json, platform, time
+platform.processor = lambda: "aarch64"
+from zeus.device.soc.jetson import Jetson
+soc = Jetson()
+soc.begin_window("w"); start = time.monotonic(); time.sleep(1.0)
+seen = soc.end_window("w"); seconds = time.monotonic() - start
+fields = ("total_energy_mj", "cpu_energy_mj", "gpu_energy_mj")
+print(json.dumps({name: getattr(seen, name, None) for name in fields} | {"seconds": seconds}))
+soc._stop_process()
+"""
+
+
+def peer_rows(python: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """What another tool says, or why it could not be asked; pairs of what and figure.
+
+    Args:
+        python: A Python that has the peers.
+        folder: For the emulated trees.
+    """
+    for package in ("zeus", "codecarbon"):
+        if not _installed(python, package):
+            yield f"{package}", "not installed"
+    if not _installed(python, "zeus"):
+        return
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        yield "zeus on emulated Jetson trees", "not run: needs root and unshare"
+        return
+    for board in BOARDS:
+        for driver in board.drivers:
+            tree = folder / f"{board.name}-{driver}"
+            write_jetson_tree(tree, board, driver=driver, total_w=_TOTAL_W)
+            yield f"{board.name} ({driver}) at {_TOTAL_W:g} W: ours", _ours(tree)
+            yield f"{board.name} ({driver}) at {_TOTAL_W:g} W: zeus", _zeus(python, tree)
+
+
+def _ours(tree: Path) -> str:
+    meter = open_named("jetson", sysroot=tree)
+    values = zip(meter.channels, meter.sample().values, strict=True)
+    total_w = sum(value or 0.0 for channel, value in values if channel.parent is None)
+    meter.close()
+    return f"total {total_w:.2f} W"
+
+
+def _zeus(python: str, tree: Path) -> str:
+    try:
+        done = subprocess.run(
+            ["unshare", "-m", "--propagation", "private", "bash", "-c", _ENTER, "_", python, "-c", _ZEUS_JETSON],
+            env={**os.environ, "TREE": str(tree)}, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"hung for {_TIMEOUT_S:g} s"
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        return f"failed: {(done.stderr.strip().splitlines() or ['no output'])[-1][:60]}"
+    seen = json.loads(lines[-1])
+    said = [
+        f"{name.partition('_')[0]} {seen[name] / 1e3 / seen['seconds']:.2f} W"
+        for name in ("total_energy_mj", "cpu_energy_mj", "gpu_energy_mj")
+        if seen[name] is not None
+    ]
+    return ", ".join(said) if seen["total_energy_mj"] is not None else f"no total ({', '.join(said) or 'nothing'})"
+
+
+def _installed(python: str, package: str) -> bool:
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+    try:
+        return subprocess.run([python, "-c", code], capture_output=True, timeout=30, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
