@@ -66,7 +66,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         kind: A kind of the catalogue.
         launch: ``local``, ``lab:NAME/NODE``, or ``manual`` (you start the worker there); None: planned, never run.
         address: Network address of the device, when its worker runs elsewhere.
-        board: Devices with the same board share one meter; the id when not given.
+        board: Devices with the same board share one meter; the machine's own identity when not given.
         meter: Meter of the worker.
         threads: Threads of the worker's mathematics.
         cpus: Processors the worker may use, such as ``0`` or ``0-1,3``.

@@ -90,6 +90,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         trials_n: Number of trials.
         spread_ratio: Standard deviation of the trials over their mean (None = a single trial).
         note: Anything that a reader must know, such as an emulated sensor.
+        machine: Identity of the machine that was measured; empty when not known.
     """
 
     meter: str
@@ -100,6 +101,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     trials_n: int
     spread_ratio: float | None = None
     note: str = ""
+    machine: str = ""
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

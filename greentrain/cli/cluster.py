@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -191,9 +190,11 @@ def _read_lab(name: str | None) -> Lab | None:
 
 def _measured(profiles: Path, folder: Path, lab: Lab | None, settings: dict[str, _Local]) -> tuple[DeviceEntry, ...]:
     """Entries of all device profiles; devices without a way to run get no ``launch``."""
+    from greentrain_harness.environment import machine_id
+
     nodes = {} if lab is None else {node.name: node for node in lab.nodes}
-    found = [(path, read_device_profile(path).device.id) for path in device_profiles(profiles)]
-    ids = [identity for _, identity in found]
+    found = [(path, read_device_profile(path)) for path in device_profiles(profiles)]
+    ids = [profile.device.id for _, profile in found]
     for wanted in settings:
         if wanted not in ids:
             known = ", ".join(ids) or "none"
@@ -204,16 +205,20 @@ def _measured(profiles: Path, folder: Path, lab: Lab | None, settings: dict[str,
             f"Remark: no profile of {', '.join(lacking)} in {profiles}. "
             f"Run: greentrain lab exec --name {lab.name} --all -- greentrain measure"
         )
-    # Local devices are parts of one machine: they share its meter, so that no joule is counted twice.
-    board = socket.gethostname() if lab is None and len(ids) > 1 else None
+    here = machine_id()
     entries: list[DeviceEntry] = []
-    for path, identity in found:
+    for path, profile in found:
+        identity = profile.device.id
         relative = Path(os.path.relpath(path, folder)).as_posix()
         if lab is None:
             own = settings.get(identity, _Local())
+            # A profile that was carried here from a board must not be trained in the board's name.
+            local = identity in settings or profile.provenance.machine == here
+            if not local:
+                say(f"Remark: {identity} was measured on another machine; start its worker there (launch = manual).")
             entries.append(
                 DeviceEntry(
-                    id=identity, profile=relative, launch="local", board=board,
+                    id=identity, profile=relative, launch="local" if local else "manual",
                     cpus=own.cpus, threads=own.threads, quota_percent=own.quota_percent,
                 )
             )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import os
@@ -18,6 +19,7 @@ __all__ = [
     "cpu_quota_cores",
     "device_id",
     "host_description",
+    "machine_id",
     "package_versions",
     "usable_cores",
 ]
@@ -104,6 +106,21 @@ def device_id() -> str:
     """This device's id: ``GREENTRAIN_DEVICE_ID``, else the host name in lower case without odd characters."""
     name = os.environ.get("GREENTRAIN_DEVICE_ID") or platform.node().split(".")[0].lower()
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "this-device"
+
+
+def machine_id(sysroot: Path = _ROOT) -> str:
+    """Tells machines apart, also boards flashed from one image: the lab's node, else host name and network cards.
+
+    Two ranks with the same id are on one board and share its meter.
+    """
+    lab = os.environ.get("GREENTRAIN_LAB")
+    if lab:
+        return f"lab-{lab}"
+    # Only real cards: the addresses of virtual interfaces change from boot to boot.
+    cards = sorted(
+        _read(path / "address") or "" for path in (sysroot / "sys/class/net").glob("*") if (path / "device").exists()
+    )
+    return hashlib.sha256("|".join((platform.node(), *(card.strip() for card in cards))).encode()).hexdigest()[:16]
 
 
 def _meminfo_bytes(sysroot: Path) -> int:

@@ -13,6 +13,7 @@ from greentrain.cli._cluster import load_cluster
 from greentrain.device import DeviceProfile, Provenance
 from greentrain.profile_files import write_device_profile
 from greentrain_datasets.catalogue import catalogue_device
+from greentrain_harness.environment import machine_id
 from greentrain_harness.lab.cgroups import NodeCgroup
 from greentrain_harness.lab.state import Lab, LabNode
 
@@ -27,10 +28,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def add_profile(folder: Path, identity: str, *, name: str | None = None) -> None:
+def add_profile(folder: Path, identity: str, *, name: str | None = None, here: bool = True) -> None:
     device = catalogue_device("jetson-nano-4gb", identity)
     device = msgspec.structs.replace(device, power=msgspec.structs.replace(device.power, source="measured"))
-    path = write_device_profile(folder / "profiles", DeviceProfile(device=device, provenance=PROVENANCE))
+    made = msgspec.structs.replace(PROVENANCE, machine=machine_id() if here else "a board far away")
+    path = write_device_profile(folder / "profiles", DeviceProfile(device=device, provenance=made))
     if name is not None:
         path.rename(path.with_name(name))
 
@@ -68,10 +70,23 @@ def test_init_joins_local_and_catalogue_devices(folder: Path, capsys: pytest.Cap
     fast, slow = file.device[:2]
     assert (slow.cpus, slow.threads) == ("0,1-2", 1)
     assert (fast.cpus, fast.threads) == (None, None)
-    # Parts of one machine share its meter.
-    assert fast.board is not None
-    assert fast.board == slow.board
+    # Which ranks share a meter is what the machines say when they meet, not what a file guesses.
+    assert fast.board is None
     assert fast.profile == "profiles/fast.device.json"
+
+
+def test_a_profile_of_another_machine_is_not_trained_here_in_its_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_profile(folder, "nano-1", here=False)
+    add_profile(folder, "pc")
+    assert run("init", "--json") == 0
+    shown = capsys.readouterr()
+    assert [(row["id"], row["launch"]) for row in json.loads(shown.out)["devices"]] == [
+        ("nano-1", "manual"),
+        ("pc", "local"),
+    ]
+    assert "nano-1 was measured on another machine" in shown.err
 
 
 def test_init_of_a_lab_launches_nodes_in_it(

@@ -21,8 +21,9 @@ METERS: tuple[str, ...] = ("ina3221", "jtop", "rapl", "nvml", "combined", "hwmon
 # What people say, and the meter behind it.
 ALIASES: dict[str, str] = {"jetson": "ina3221", "cpu": "rapl", "nvidia": "nvml"}
 
-# The order of "auto": the sensor that sees most of the machine first, the model last.
-_AUTO: tuple[str, ...] = ("ina3221", "jtop", "combined", "rapl", "nvml", "hwmon", "modelled")
+# The order of "auto": the sensor that sees most of the machine first, the model last. A sensor that sees only
+# a GPU is not among them: beside a computing processor it would call an idle card's joules the machine's.
+_AUTO: tuple[str, ...] = ("ina3221", "jtop", "combined", "rapl", "modelled")
 
 # Meters that take an argument after their name: replay:FILE, wall:URL.
 _REPLAY, _WALL = "replay:", "wall:"

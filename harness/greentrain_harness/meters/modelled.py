@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from greentrain.device import Device
 from greentrain.power import PowerCurve, PowerModel, Source, physical_curve
 from greentrain.reading import Channel, Clock, Sample, Scope
@@ -84,11 +86,13 @@ def open_meter(*, sysroot: Path = Path("/"), device: Device | None = None) -> Mo
     del sysroot
     cores = usable_cores()
     if device is not None:
+        curve = device.curve(device.points[0].name)
+        stated = curve.band_w / curve.busy_w if curve.band_w is not None and curve.busy_w > 0 else 0.0
         return ModelledMeter(
-            device.curve(device.points[0].name),
+            curve,
             cores=cores,
-            gain_error_ratio=_DEVICE_ERROR_RATIO,
-            note=f"no sensor: CPU time of this process tree through the power curve of {device.kind}",
+            gain_error_ratio=max(stated, _DEVICE_ERROR_RATIO),
+            note=f"no sensor: CPU time of this process tree through the power curve of {device.kind} ({curve.fit})",
         )
     model = generic_power_model(cores)
     return ModelledMeter(
@@ -116,6 +120,8 @@ def generic_power_model(cores: float, *, point: str = "current") -> PowerModel:
         cubic_share=0.0,
         fit="guess: 2 W idle, 8 W busy per core",
     )
+    # The guess keeps its error when it goes through a profile.
+    curve = msgspec.structs.replace(curve, band_w=GENERIC_ERROR_RATIO * curve.busy_w)
     return PowerModel(
         idle_w=curve.idle_w,
         curves=(curve,),

@@ -21,7 +21,13 @@ from greentrain.device import Device, DeviceProfile, OperatingPoint, Provenance
 from greentrain.errors import RunError, UnavailableError
 from greentrain.power import PowerCurve, PowerModel, fit_power_curve
 from greentrain.reading import Clock, Meter, Span
-from greentrain_harness.environment import available_memory_bytes, host_description, package_versions, usable_cores
+from greentrain_harness.environment import (
+    available_memory_bytes,
+    host_description,
+    machine_id,
+    package_versions,
+    usable_cores,
+)
 from greentrain_harness.meters.modelled import generic_power_model
 from greentrain_harness.sampler import Sampler
 from greentrain_harness.trial import interval_ratio, more_trials_needed
@@ -369,6 +375,7 @@ def provenance(meter: Meter, command: str, n: int, spread_ratio: float | None, s
         trials_n=n,
         spread_ratio=spread_ratio,
         note=meter.note,
+        machine=machine_id(sysroot),
     )
 
 
