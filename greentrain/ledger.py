@@ -44,8 +44,8 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         device: Device id.
         rank: Rank of the process; -1 for a device that took no part.
         step: Round, from 0.
-        action: Cause or action: ``step`` rows carry the round's energy; ``compute``, ``send``, ``receive``,
-            ``wait``, ``idle``, ``sum`` and ``update`` rows carry its parts.
+        action: ``step`` rows carry a round's energy and length; ``forward``, ``backward``, ``update``, ``send``,
+            ``receive``, ``sum``, ``wait`` and ``idle`` rows are its parts. Only simulated parts have joules.
         t_start_s: Seconds since the start of the run.
         duration_s: Seconds.
         energy_j: Joules; None when not measured.

@@ -17,7 +17,8 @@ from greentrain.cost import CostTables, Traffic, estimate, stage_traffic
 from greentrain.errors import UsageError
 from greentrain.ledger import ACTION_CAUSES, LedgerRow, totals_j
 from greentrain.objective import Problem
-from greentrain.parallel.data import gradient_sum_bytes, gradient_sum_s
+from greentrain.parallel.data import gradient_sum_s
+from greentrain.parallel.rows import row_parts
 from greentrain.plan import Estimate, Plan
 
 __all__ = ["simulate", "to_estimate"]
@@ -158,10 +159,6 @@ def _message(src: str, dst: str, action: Action) -> tuple[str, str, int, str, in
     return (src, dst, action.micro_batch, action.kind[-1], action.first_row)
 
 
-_ROW_ACTION = {"F": "forward", "B": "backward", "U": "update", "AR": "sum", "SF": "send", "SB": "send",
-               "RF": "receive", "RB": "receive"}  # fmt: skip
-
-
 def _rows(plan: Plan, problem: Problem, clock: _Clock, run: str) -> list[LedgerRow]:
     step_s = max(clock.now_s.values())
     rows: list[LedgerRow] = []
@@ -212,20 +209,17 @@ class _RowWriter:
     def add(self, action: Action, start_s: float, duration_s: float, group_n: int) -> None:
         self.wait_until(start_s)
         self.end_s = start_s + duration_s
-        name = _ROW_ACTION[action.kind]
-        sent_j = _per_byte(self.traffic.sent_j, self.traffic.sent_bytes)
-        received_j = _per_byte(self.traffic.received_j, self.traffic.received_bytes)
-        if action.kind in ("F", "B", "U"):
-            self.row(name, start_s, duration_s, self.busy_w * duration_s)
-        elif action.kind == "AR":
-            # The device itself waits; the joules of the ring's messages are rows of their own.
-            moved = round(gradient_sum_bytes(group_n, action.bytes))
-            self.row(name, start_s, duration_s, self.idle_w * duration_s)
-            self.row("send", start_s, 0.0, moved * sent_j, moved)
-            self.row("receive", start_s, 0.0, moved * received_j, moved)
-        else:
-            per_byte_j = sent_j if name == "send" else received_j
-            self.row(name, start_s, duration_s, action.bytes * per_byte_j, action.bytes)
+        # Watts of the seconds that an action takes, joules of the bytes that it moves.
+        per_byte_j = {
+            "send": _per_byte(self.traffic.sent_j, self.traffic.sent_bytes),
+            "receive": _per_byte(self.traffic.received_j, self.traffic.received_bytes),
+        }
+        for part in row_parts(action, group_n):
+            part_s = duration_s if part.lasts else 0.0
+            power_w = self.busy_w if ACTION_CAUSES[part.action] == "compute" else self.idle_w
+            energy_j = power_w * part_s + part.bytes * per_byte_j.get(part.action, 0.0)
+            if part.bytes or part_s > 0:
+                self.row(part.action, start_s, part_s, energy_j, part.bytes)
 
 
 def _per_byte(energy_j: float, size_bytes: float) -> float:

@@ -21,16 +21,19 @@ from greentrain.ledger import (
     write_ledger,
 )
 from greentrain.plan import Estimate, Plan
-from greentrain.runtime.worker import RankResult, rank_ledger_path
+from greentrain.runtime.messages import RankResult, rank_ledger_path
 from greentrain.summary import Outcome
 
 __all__ = [
     "board_split",
     "complete_rounds",
+    "counted_rows",
     "measured_outcome",
     "merge_rank_ledgers",
+    "metered_rounds",
     "predicted_outcome",
     "round_losses",
+    "unused_rows",
 ]
 
 
@@ -105,6 +108,36 @@ def complete_rounds(rows: Iterable[LedgerRow], ranks_n: int) -> int:
     return min((counts[rank] for rank in range(ranks_n)), default=0)
 
 
+def metered_rounds(steps: Iterable[LedgerRow], ranks_n: int) -> frozenset[int]:
+    """Rounds in which every rank has joules: the only ones whose joules per sample are known."""
+    counts = Counter(row.step for row in steps if row.action == "step" and row.energy_j is not None)
+    return frozenset(step for step, count in counts.items() if count == ranks_n)
+
+
+def counted_rows(rows: Iterable[LedgerRow]) -> list[LedgerRow]:
+    """The rows that carry a run's joules: the rounds of its devices, and idle devices that count."""
+    return [row for row in rows if row.action == "step" or (row.action == "idle" and row.rank < 0)]
+
+
+def unused_rows(rows: Sequence[LedgerRow], plan: Plan, cluster: Cluster) -> list[LedgerRow]:
+    """Idle devices without a part, where the plan's objective counts them: modelled, one row per round.
+
+    Without them a prediction that holds their joules would stand beside a run that does not.
+    """
+    if not plan.objective.count_idle_of_unused:
+        return []
+    return [
+        msgspec.structs.replace(
+            row, device=device.id, rank=-1, action="idle", energy_j=device.power.idle_w * row.duration_s,
+            error_j=None, bytes=0, source="modelled", meter="idle power of the profile",
+        )
+        for row in rows
+        if row.action == "step" and row.rank == 0
+        for device in cluster.devices
+        if device.id not in plan.devices
+    ]  # fmt: skip
+
+
 def round_losses(results: Sequence[RankResult]) -> list[float]:
     """Exact mean loss of every round: the ranks hold parts that add up."""
     rounds = min(len(result.loss_S) for result in results)
@@ -121,7 +154,8 @@ def measured_outcome(
 ) -> Outcome:
     """What a run cost, from its ledger.
 
-    Device totals are the meter's. The causes inside a device are attributed: its joules are split in
+    Joules per sample are those of the rounds that every meter saw; a silent sensor makes them fewer, never
+    lower. Device totals are the meter's. The causes inside a device are attributed: its joules are split in
     proportion to what the power curve gives for computing and waiting and the links give for messages.
 
     Args:
@@ -132,19 +166,25 @@ def measured_outcome(
         peak_bytes: Measured memory by device; empty when not known.
     """
     steps = [row for row in rows if row.action == "step"]
-    by_device = totals_j(steps, lambda row: row.device)
+    counted = counted_rows(rows)
     samples = complete_rounds(steps, len(plan.devices)) * plan.batch
     seconds = duration_s or max((row.t_start_s + row.duration_s for row in steps), default=0.0)
-    energy_j = total_energy_j(steps) if set(by_device) == set(plan.devices) else None
-    errors_uj = [energy_uj(row.error_j) for row in steps if row.error_j is not None]
+    known = metered_rounds(steps, len(plan.devices))
+    metered = [row for row in counted if row.step in known]
+    metered_samples = len(known) * plan.batch
+    energy_j = total_energy_j(metered)
+    errors_uj = [energy_uj(row.error_j) for row in metered if row.error_j is not None]
     lengths = sorted(_round_lengths(steps))
-    sources = {row.source for row in steps if row.energy_j is not None}
+    sources = {row.source for row in counted if row.energy_j is not None}
     return Outcome(
-        joules_per_sample=energy_j / samples if energy_j is not None and samples else None,
-        error_j_per_sample=sum(errors_uj) / 1e6 / samples if errors_uj and samples else None,
+        joules_per_sample=energy_j / metered_samples if energy_j is not None else None,
+        error_j_per_sample=sum(errors_uj) / 1e6 / metered_samples if errors_uj else None,
         samples_per_s=samples / seconds if seconds > 0 and samples else None,
         step_s=lengths[len(lengths) // 2] if lengths else None,
-        energy_j={name: _causes(name, joules, rows, plan, cluster) for name, joules in by_device.items()},
+        energy_j={
+            name: _causes(name, joules, rows, plan, cluster)
+            for name, joules in totals_j(counted, lambda row: row.device).items()
+        },
         peak_bytes=dict(peak_bytes),
         source=next(iter(sources)) if len(sources) == 1 else "mixed" if sources else "modelled",
     )
@@ -170,6 +210,8 @@ def _round_lengths(steps: Sequence[LedgerRow]) -> list[float]:
 
 
 def _causes(name: str, energy_j: float, rows: Sequence[LedgerRow], plan: Plan, cluster: Cluster) -> dict[str, float]:
+    if name not in plan.devices:
+        return {"idle": energy_j}
     index = next(number for number, stage in enumerate(plan.stages) if name in stage.devices)
     stage = plan.stages[index]
     position = stage.devices.index(name)

@@ -18,19 +18,20 @@ from torch import Tensor
 from greentrain.actions import lower
 from greentrain.errors import RunError, UsageError
 from greentrain.ledger import LedgerRow, LedgerWriter
+from greentrain.parallel.rows import row_parts
 from greentrain.plan import Plan, row_ranges
 from greentrain.power import Source
 from greentrain.reading import EnergyRecorder
 from greentrain.runtime.executor import Executor, TimedAction
 from greentrain.runtime.group import Hello, RunGroup, join, plain
+from greentrain.runtime.messages import Progress, RankResult, rank_ledger_path
 from greentrain.training_data import TrainingData
 from greentrain.workloads.workload import Tensors, Workload, block_outputs, structure_sha256
 
-__all__ = ["Job", "Progress", "RankResult", "Trained", "TrainedModel", "rank_ledger_path", "train"]
+__all__ = ["Job", "Trained", "TrainedModel", "train"]
 
-# Names of the ledger's action column for the executor's action kinds.
-_ROW_ACTION = {"F": "forward", "B": "backward", "U": "update", "AR": "sum", "SF": "send", "SB": "send",
-               "RF": "wait", "RB": "wait"}  # fmt: skip
+# A round that the meter missed a larger part of has no joules: they would be too few.
+_GAP_RATIO = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,40 +75,6 @@ class Job:
     message_timeout_s: float
 
 
-class RankResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rank hands to rank 0 after the last round.
-
-    Attributes:
-        rows: Its ledger.
-        loss_S: Its part of each round's loss.
-        cpu_s_S: Processor seconds of its process in each round.
-        peak_bytes: Growth of its memory over training.
-        meter: Name and note of its meter.
-        source: Of its joules.
-        board: Its board.
-        scope: Of its meter.
-    """
-
-    rows: list[LedgerRow]
-    loss_S: list[float]
-    cpu_s_S: list[float]
-    peak_bytes: int
-    meter: str
-    source: Source
-    board: str
-    scope: str
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A line for the person who watches."""
-
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    elapsed_s: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
     """The whole model, gathered on rank 0: parameter name (``<block>.<name>``) to tensor."""
@@ -130,11 +97,6 @@ class Trained:
     model: TrainedModel
     duration_s: float
     rounds_per_epoch: int
-
-
-def rank_ledger_path(run_dir: Path, rank: int) -> Path:
-    """Where a rank appends its rows while it trains."""
-    return run_dir / f"rank-{rank}.ledger.csv"
 
 
 def train(
@@ -332,7 +294,9 @@ class _Trainer:
         source: Source = "modelled"
         if self.recorder is not None:
             span = self.recorder.span(start_s, end_s)
-            energy_j, error_j, meter, source = span.energy_j, span.error_j, span.meter, span.source
+            meter, source = span.meter, span.source
+            if span.gap_s <= _GAP_RATIO * span.duration_s:
+                energy_j, error_j = span.energy_j, span.error_j
 
         def row(
             action: str, t_s: float, duration_s: float, size: int, joules: float | None, error: float | None
@@ -344,9 +308,11 @@ class _Trainer:
             )  # fmt: skip
 
         found = [row("step", start_s, end_s - start_s, 0, energy_j, error_j)]
+        stage = next(stage for stage in self.job.plan.stages if self.job.device in stage.devices)
         for entry in timed:
-            action = entry.action
-            found.append(row(_ROW_ACTION[action.kind], entry.start_s, entry.duration_s, action.bytes, None, None))
+            for part in row_parts(entry.action, len(stage.devices)):
+                part_s = entry.duration_s if part.lasts else 0.0
+                found.append(row(part.action, entry.start_s, part_s, part.bytes, None, None))
         return found
 
     def _report(self, step: int, epoch: int, loss: float, elapsed_s: float) -> None:
