@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from greentrain.plan import Estimate, Plan
 
 if TYPE_CHECKING:
-    from greentrain.runtime.worker import Progress
+    from greentrain.runtime.messages import Progress
 
 __all__ = ["Watcher"]
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from greentrain.runtime.launch import WorkerCommand
-    from greentrain.runtime.worker import Job, Progress, Trained
+    from greentrain.runtime.messages import Progress
+    from greentrain.runtime.worker import Job, Trained
 
 __all__ = ["RunOptions", "launch_run", "work"]
 
@@ -295,7 +296,7 @@ def _check_run_name(run: str) -> None:
 
 def _check_unused(folder: Path, rank: int) -> None:
     """Refuse to write over an earlier run of that name."""
-    from greentrain.runtime.worker import rank_ledger_path
+    from greentrain.runtime.messages import rank_ledger_path
 
     for path in (folder / "summary.json", rank_ledger_path(folder, rank)):
         if path.exists():

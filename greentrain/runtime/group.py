@@ -18,17 +18,16 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from greentrain.errors import RunError
 from greentrain.plan import Plan
 from greentrain.runtime.handshake import Hello, meet
+from greentrain.runtime.messages import PEERS_LOST
 from greentrain.runtime.network import address_towards, check_own_port, interface_of, wait_for_port
 
-__all__ = ["PEERS_LOST", "Hello", "PeersLostError", "RunGroup", "join", "plain"]
+__all__ = ["Hello", "PeersLostError", "RunGroup", "join", "plain"]
 
 _GATHER_TAG = 1 << 20
 # Small enough that on a slow link every rank has its turn well within the message timeout.
 _CHUNK_BYTES = 1 << 18
 # The port is open already: a store answers at once.
 _STORE_TIMEOUT_S = 8.0
-# By these words the launcher tells a rank that lost a peer from the one that failed of itself.
-PEERS_LOST = "lost its peers"
 
 
 class PeersLostError(RunError):

@@ -19,9 +19,8 @@ import msgspec
 
 from greentrain.errors import RunError
 from greentrain.files import writing
-from greentrain.runtime.group import PEERS_LOST
 from greentrain.runtime.lifeline import LAUNCHED
-from greentrain.runtime.worker import Progress
+from greentrain.runtime.messages import PEERS_LOST, Progress
 
 __all__ = ["WorkerCommand", "WorkerFailedError", "run_workers"]
 
