@@ -31,7 +31,20 @@ from greentrain.errors import UsageError
 from greentrain.files import read_toml
 from greentrain.units import parse_quantity
 
-__all__ = ["ClusterFile", "DeviceEntry", "LinkEntry", "MediumEntry", "build_cluster", "read_cluster_file"]
+__all__ = [
+    "ASSUMED_BANDWIDTH",
+    "ASSUMED_LATENCY",
+    "ClusterFile",
+    "DeviceEntry",
+    "LinkEntry",
+    "MediumEntry",
+    "build_cluster",
+    "read_cluster_file",
+]
+
+# A common switched home network, until greentrain measure --link has measured it.
+ASSUMED_BANDWIDTH = "100Mbit"
+ASSUMED_LATENCY = "0.3ms"
 
 _LAUNCH = re.compile(r"local|manual|lab:[a-z0-9-]+/[a-z0-9-]+")
 _CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")

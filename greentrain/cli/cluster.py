@@ -15,7 +15,7 @@ import msgspec
 from greentrain.cli._cluster import load_cluster
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say
 from greentrain.cluster import Cluster
-from greentrain.cluster_file import ClusterFile, DeviceEntry, LinkEntry
+from greentrain.cluster_file import ASSUMED_BANDWIDTH, ASSUMED_LATENCY, ClusterFile, DeviceEntry, LinkEntry
 from greentrain.errors import UsageError
 from greentrain.files import write_text
 from greentrain.link_profile import link_profiles
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_DEFAULT_BANDWIDTH = "100Mbit"
-# An empty message over a switched local network.
-_DEFAULT_LATENCY_MS = 0.3
 _HEADER = """\
 # The devices that may train together. Written by: greentrain cluster init
 #
@@ -94,8 +91,8 @@ def command() -> None:
     metavar="ID:cpus=0,threads=1,quota=40",
     help="Processors, threads and CPU quota (percent of a core; root) of a local device.",
 )
-@click.option("--bandwidth", help=f"Between any two devices; default {_DEFAULT_BANDWIDTH}, or the lab's.")
-@click.option("--latency", help="Time of an empty message; default 0.3ms, plus the lab's delay.")
+@click.option("--bandwidth", help=f"Between any two devices; default {ASSUMED_BANDWIDTH}, or the lab's.")
+@click.option("--latency", help=f"Time of an empty message; default {ASSUMED_LATENCY}, plus the lab's delay.")
 @click.option("--name", help="Name of the cluster; default: the lab's, or 'cluster'.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=CLUSTER_FILE, show_default=True,
@@ -122,9 +119,10 @@ def _init(
         raise UsageError("--local does not go with --lab: a node's processors are its quota.", hint="Leave one out.")
     lab = _read_lab(lab_name)
     if bandwidth is None:
-        bandwidth = _DEFAULT_BANDWIDTH if lab is None else f"{lab.bandwidth_bytes_per_s * 8 / 1e6:g}Mbit"
+        bandwidth = ASSUMED_BANDWIDTH if lab is None else f"{lab.bandwidth_bytes_per_s * 8 / 1e6:g}Mbit"
     if latency is None:
-        latency = f"{_DEFAULT_LATENCY_MS + (0.0 if lab is None else lab.latency_s * 1e3):g}ms"
+        assumed_s = parse_quantity(ASSUMED_LATENCY, "time", where="latency")
+        latency = f"{(assumed_s + (0.0 if lab is None else lab.latency_s)) * 1e3:g}ms"
     parse_quantity(bandwidth, "bandwidth", where="--bandwidth", minimum=1.0)
     parse_quantity(latency, "time", where="--latency")
     measured = _measured(profiles, output.parent, lab, dict(_parse_local(text) for text in settings))
@@ -286,7 +284,7 @@ def _render(file: ClusterFile) -> str:
         _HEADER,
         f"name = {_quoted(file.name)}",
         "",
-        "[link]  # holds between any two devices",
+        "[link]  # between any two devices; greentrain measure --link measures it",
         f"bandwidth = {_quoted(file.link.bandwidth)}",
         f"latency = {_quoted(file.link.latency)}",
     ]

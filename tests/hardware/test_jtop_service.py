@@ -111,7 +111,7 @@ def write_tree(root: Path) -> None:
 @pytest.mark.slow
 def test_the_real_jtop_service_on_an_emulated_board(tmp_path: Path) -> None:
     if importlib.util.find_spec("jtop") is None:
-        pytest.skip("jetson-stats is not installed (pip install 'greentrain[jetson]')")
+        pytest.skip("jetson-stats is not installed (pip install jetson-stats)")
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare for a mount namespace of its own")
     mount_point = Path("/fake_sys")

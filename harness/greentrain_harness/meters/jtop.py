@@ -25,7 +25,7 @@ from greentrain_harness.meters.boards import GAIN_ERROR_RATIO, Board, identify_b
 __all__ = ["INSTALL", "SOCKET", "START", "JtopMeter", "detect", "open_meter", "rail_powers_w"]
 
 SOCKET = Path("run/jtop.sock")
-INSTALL = "pip install 'greentrain[jetson]' && sudo systemctl restart jtop.service"
+INSTALL = "pip install jetson-stats && sudo systemctl restart jtop.service"
 START = "sudo systemctl start jtop.service && sudo usermod -aG jtop $USER   # then log in again"
 _INTERVAL_S = 0.5
 _SILENT_S = 10.0
