@@ -20,7 +20,7 @@ from greentrain.device import DeviceProfile, OperatingPoint
 from greentrain.errors import GreentrainError, NotSupportedError, UsageError
 from greentrain.files import write_text
 from greentrain.plugins import is_file_spec
-from greentrain.profile_files import write_device_profile, write_layer_times, write_model_profile
+from greentrain.profile_files import read_model_profile, write_device_profile, write_layer_times, write_model_profile
 from greentrain.units import format_quantity
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def command(
         files = [write_device_profile(folder, profile)]
         for name, workload in workloads.items():
             files += _measure_model(options, name, workload, quiet=as_json)
+    files += [_stage_table(folder, profile, workload.name) for workload in workloads.values()]
     lines = "" if listed else _cluster_lines(options, files[0])
     if lines and not CLUSTER_FILE.exists():
         files.append(_write_cluster(lines))
@@ -387,6 +388,12 @@ def _measure_model(options: _Options, name: str, workload: Workload, *, point: s
         workload, kind=options.kind, point=point, provenance_command=options.command, seconds_budget=_LAYER_SECONDS
     )
     return [write_model_profile(options.folder, model), write_layer_times(options.folder, times)]
+
+
+def _stage_table(folder: Path, profile: DeviceProfile, model: str) -> Path:
+    from greentrain_harness.profilers.stage_table import write_stage_table
+
+    return write_stage_table(folder, profile.device, read_model_profile(folder, model))
 
 
 def _cluster_lines(options: _Options, profile: Path) -> str:
