@@ -11,14 +11,18 @@ Parts of a window share its open meter and cost a few microseconds each:
             ...
 
 It never raises for a missing or lost sensor: then ``energy_j`` is None and ``note`` says why.
+
+Where a launcher runs several ranks on one board, each would measure the same joules: only local rank 0 counts a
+meter that sees the whole board, so that the sum over ranks is the sum over boards.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
@@ -30,7 +34,10 @@ from greentrain.units import format_quantity
 from greentrain_harness.meters import open_named
 from greentrain_harness.sampler import Sampler
 
-__all__ = ["Window", "describe", "measure"]
+__all__ = ["Window", "describe", "local_rank", "measure"]
+
+# The rank on its board, as torchrun, Open MPI and Slurm say it; torchrun first, since it may run inside the others.
+_LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -147,14 +154,21 @@ class Window:
 
     def _opened(self) -> Sampler | None:
         try:
-            sampler = Sampler(open_named(self._device, sysroot=self._sysroot)).__enter__()
+            meter = open_named(self._device, sysroot=self._sysroot)
         except UnavailableError as error:
             # Code that is measured must run on machines without the sensor too.
             self._note = str(error)
             _log.warning("%s: nothing is measured: %s", self.label or "measure", error)
             return None
-        self._note = sampler.note
-        return sampler
+        rank = local_rank(os.environ)
+        if meter.scope == "board" and rank:
+            meter.close()
+            self._note = f"this is local rank {rank}: local rank 0 counts the joules of this board (meter {meter.name})"
+            return None
+        self._note = meter.note
+        if meter.scope == "board" and rank is None and _is_distributed(os.environ):
+            self._note += "; RANK is set and LOCAL_RANK is not: other ranks on this board would count the same joules"
+        return Sampler(meter).__enter__()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Measure every call of a function; the windows are kept in :attr:`calls`."""
@@ -184,6 +198,7 @@ def measure(
     """Measure the joules of a ``with`` block, or of every call of a decorated function.
 
     Work on a GPU must be waited for at both ends, or its energy falls outside the window.
+    On a local rank other than 0, a meter of the whole board gives None: local rank 0 counts its joules.
 
     Args:
         label: Shown in the log line at the end (logger ``greentrain``).
@@ -195,6 +210,24 @@ def measure(
         UsageError: On entry, when there is no meter of that name.
     """
     return Window(label, device=device, sysroot=sysroot, synchronize=synchronize)
+
+
+def local_rank(environment: Mapping[str, str]) -> int | None:
+    """This process's number among the ranks on its board; None when no launcher says so.
+
+    Args:
+        environment: Environment variables.
+    """
+    for name in _LOCAL_RANKS:
+        text = environment.get(name, "")
+        if text.isdecimal():
+            return int(text)
+    return None
+
+
+def _is_distributed(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher numbers this process, without saying on which board."""
+    return environment.get("RANK", "").isdecimal() and environment.get("WORLD_SIZE") != "1"
 
 
 def describe(span: Span) -> str:

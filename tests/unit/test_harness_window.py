@@ -9,7 +9,15 @@ import greentrain
 from greentrain.errors import UsageError
 from greentrain_harness.meters.boards import board_named
 from greentrain_harness.meters.trees import write_jetson_tree
-from greentrain_harness.window import Window, measure
+from greentrain_harness.window import Window, local_rank, measure
+
+RANK_NAMES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "RANK", "WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANK_NAMES:
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_window_has_its_figures_after_exit(tmp_path: Path) -> None:
@@ -106,6 +114,58 @@ def test_a_failed_block_is_not_waited_for() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert waits == ["wait"]
+
+
+@pytest.mark.parametrize("name", RANK_NAMES[:3])
+def test_ranks_of_one_board_sum_to_the_board(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    windows: list[Window] = []
+    for rank in range(3):
+        monkeypatch.setenv(name, str(rank))
+        with measure(sysroot=tmp_path) as window, window.part() as part:
+            pass
+        windows.append(window)
+        assert (part.energy_j is None) == (rank > 0)
+    assert windows[0].energy_j == pytest.approx(6.0 * windows[0].duration_s, rel=1e-3)
+    for rank in (1, 2):
+        assert (windows[rank].energy_j, windows[rank].error_j, windows[rank].source) == (None, None, None)
+        assert windows[rank].duration_s > 0
+        assert f"local rank {rank}" in windows[rank].note
+        assert "local rank 0 counts" in windows[rank].note
+
+
+def test_every_rank_counts_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with measure(device="modelled") as window:
+        sum(range(10_000))
+    assert window.energy_j is not None
+
+
+def test_the_first_rank_of_a_later_board_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    for name, value in (("RANK", "4"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "0"), ("SLURM_LOCALID", "3")):
+        monkeypatch.setenv(name, value)
+    with measure(sysroot=tmp_path) as window:
+        pass
+    assert window.energy_j is not None
+    assert "RANK" not in window.note
+
+
+def test_a_rank_of_an_unknown_board_counts_and_says_what_it_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    monkeypatch.setenv("RANK", "2")
+    with measure(sysroot=tmp_path) as window:
+        pass
+    assert window.energy_j is not None
+    assert "LOCAL_RANK is not" in window.note
+
+
+def test_ranks_that_are_no_numbers_are_no_ranks() -> None:
+    assert local_rank({}) is None
+    assert local_rank({"LOCAL_RANK": "", "SLURM_LOCALID": "x"}) is None
+    assert local_rank({"LOCAL_RANK": "-1", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}) == 2
 
 
 def test_is_exported_lazily() -> None:
