@@ -39,6 +39,7 @@ __all__ = [
     "LinkEntry",
     "MediumEntry",
     "build_cluster",
+    "cpu_numbers",
     "read_cluster_file",
 ]
 
@@ -133,6 +134,12 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ids = [entry.id for entry in self.device]
         twice = sorted({identity for identity in ids if ids.count(identity) > 1})
         require(not twice, f"device ids {twice} are used twice")
+
+
+def cpu_numbers(cpus: str) -> frozenset[int]:
+    """Processors of a list such as ``0-1,3``."""
+    ends = [part.split("-") for part in cpus.split(",")]
+    return frozenset(cpu for first, *rest in ends for cpu in range(int(first), int(rest[0] if rest else first) + 1))
 
 
 def read_cluster_file(path: Path) -> ClusterFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -24,6 +25,7 @@ __all__ = [
     "in_flight_limit",
     "parallelism_name",
     "row_ranges",
+    "time_optimal_path",
     "validate",
 ]
 
@@ -209,6 +211,11 @@ def parallelism_name(plan: Plan) -> str:
     if len(groups) == 1:
         return "tensor+sequence" if "tensor_sequence" in shared else "data"
     return "pipeline" if max(groups) == 1 else "hybrid"
+
+
+def time_optimal_path(plan: Path) -> Path:
+    """Where the time-optimal plan lies beside a plan: ``plan.json`` → ``plan.time-optimal.json``."""
+    return plan.with_name(f"{plan.stem}.time-optimal.json")
 
 
 def validate(plan: Plan, problem: Problem) -> None:

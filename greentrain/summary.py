@@ -48,6 +48,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         meters: Meter of each device, with its note.
         samples: Samples trained on.
         rounds: Rounds completed.
+        metered_rounds: Rounds in which every device's meter answered; joules per sample are of these only. None
+            in summaries written before it was told.
         epochs: Epochs completed (a fraction when stopped inside one).
         duration_s: Seconds of training, without start-up and evaluation.
         energy_j: Joules of all devices over the run; None when nothing was measured.
@@ -97,6 +99,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     host: str
     versions: dict[str, str]
     started_utc: str
+    metered_rounds: int | None = None
 
     def __post_init__(self) -> None:
         require_non_negative(duration_s=self.duration_s, energy_j=self.energy_j, samples=self.samples)

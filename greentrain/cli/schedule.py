@@ -16,16 +16,11 @@ from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.explain import reasons
 from greentrain.files import write_json
 from greentrain.objective import Objective, ObjectiveKind, Optimizer, Problem
-from greentrain.plan import PLAN_SCHEMA, Plan
+from greentrain.plan import PLAN_SCHEMA, Plan, time_optimal_path
 from greentrain.planners import PLANNERS, load_planner
 from greentrain.units import parse_quantity
 
-__all__ = ["command", "time_optimal_path"]
-
-
-def time_optimal_path(plan: Path) -> Path:
-    """Where the time-optimal plan lies beside a plan: ``plan.json`` → ``plan.time-optimal.json``."""
-    return plan.with_name(f"{plan.stem}.time-optimal.json")
+__all__ = ["command"]
 
 
 @click.command("schedule")

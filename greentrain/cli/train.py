@@ -38,7 +38,8 @@ def command(
     The devices that cluster.toml launches are started here. Where your boards share no launcher, run the
     same command by hand on every board of the plan with --as DEVICE --coordinator HOST:PORT --run NAME.
     """
-    from greentrain.cli._run import RunOptions, launch_run, work
+    from greentrain.cli._run import RunOptions, launch_run
+    from greentrain.cli._work import work
 
     plan = load_plan(plan_path)
     options = RunOptions(
@@ -78,6 +79,11 @@ def _text(folder: Path, summary: Summary) -> str:
         f"  throughput  {beside(measured.samples_per_s, predicted.samples_per_s, 'samples/s')}",
         f"  total       {format_quantity(summary.energy_j, 'energy')}",
     ]
+    if summary.metered_rounds is not None and summary.metered_rounds < summary.rounds:
+        lines.append(
+            f"  sensors     silent in {summary.rounds - summary.metered_rounds} of {summary.rounds} rounds: the total "
+            "lacks them, J/sample is of the others"
+        )
     if summary.loss is not None:
         lines.append(f"  loss        {summary.loss:.4f}")
     if summary.accuracy is not None and summary.accuracy_baseline is not None:

@@ -83,8 +83,9 @@ def make_work_folder(
         write_device_profile(profiles, DeviceProfile(device=_device(device), provenance=PROVENANCE))
     tables = "\n".join(
         f'[[device]]\nid = "{device}"\nprofile = "profiles/{device}.device.json"\nlaunch = "local"\nboard = "pc"\n'
-        'meter = "modelled"\n'
-        for device in devices
+        # Each on a processor of its own: without a sensor shared ones would count twice.
+        f'meter = "modelled"\ncpus = "{index}"\n'
+        for index, device in enumerate(devices)
     )
     head = 'name = "home"\n\n[link]\nbandwidth = "1Gbit"\nlatency = "0.1ms"\n\n'
     (folder / "cluster.toml").write_text(head + tables)
