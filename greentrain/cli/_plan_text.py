@@ -44,12 +44,31 @@ def plan_text(plan: Plan, problem: Problem) -> str:
     lines += ["  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
     sources = {device.power.source for device in problem.cluster.devices if device.id in plan.devices}
     lines.append(f"  (energy per sample; device power curves: {' and '.join(sorted(sources))})")
+    lines += [f"  ({remark})" for remark in _remarks(plan, problem)]
     if plan.certificate is not None:
         lines += ["", f"Proof: {_proof(plan)}"]
     if plan.reasons:
         lines += ["", "Why these devices:"]
         lines += [f"  {device}: {reason}" for device, reason in plan.reasons.items()]
     return "\n".join(lines)
+
+
+def _remarks(plan: Plan, problem: Problem) -> list[str]:
+    """What a reader must know before comparing figures of different origin."""
+    found: list[str] = []
+    estimated = sorted(
+        device.id
+        for device in problem.cluster.devices
+        if any(times.provenance.source == "modelled" for times in problem.model.times if times.kind == device.kind)
+    )
+    if estimated:
+        found.append(
+            f"layer times of {', '.join(estimated)}: modelled from the catalogue (a board's GPU where it has one); "
+            "the others' were taken on their processors"
+        )
+    if plan.objective.count_idle_of_unused:
+        found.append("devices that are on but unused count with their idle power")
+    return found
 
 
 def _proof(plan: Plan) -> str:

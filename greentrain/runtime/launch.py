@@ -145,17 +145,24 @@ def _start(command: WorkerCommand, progress: SimpleQueue[Progress], read_end: in
     with writing(command.log):
         command.log.parent.mkdir(parents=True, exist_ok=True)
         log = command.log.open("wb", buffering=0)
-    # A session of its own: Ctrl-C reaches this process only, which then stops its workers in order.
-    process = subprocess.Popen(
-        list(command.argv),
-        env={**os.environ, **command.env, LAUNCHED: "1"},
-        stdin=read_end,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
+    try:
+        # A session of its own: Ctrl-C reaches this process only, which then stops its workers in order.
+        process = subprocess.Popen(
+            list(command.argv),
+            env={**os.environ, **command.env, LAUNCHED: "1"},
+            stdin=read_end,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        log.close()
+        raise RunError(
+            f"the worker of {command.device} cannot be started ({error.strerror}: {command.argv[0]}).",
+            hint="Is memory or the number of processes exhausted?",
+        ) from error
     worker = _Worker(command, process)
     for target, arguments in ((_read, (worker, progress)), (_keep, (worker, log))):
         worker.readers.append(threading.Thread(target=target, args=arguments, daemon=True))

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from command import Command
 from work_folder import make_work_folder
 
+import greentrain.cli._run as run_module
 import greentrain.cli._work as work_module
 from greentrain.runtime.network import free_port
 
@@ -88,7 +88,7 @@ def test_a_disk_without_room_for_the_model(greentrain: Command, monkeypatch: pyt
     def full(path: Path) -> SimpleNamespace:
         return SimpleNamespace(free=0)
 
-    monkeypatch.setattr(work_module.shutil, "disk_usage", full)
+    monkeypatch.setattr(run_module.shutil, "disk_usage", full)
     ended = greentrain("train", "plan.json", "--run", "r")
     assert ended.code == 5
     assert ended.sentence.startswith("runs/r: the disk has 0 B free, the trained model needs ")
@@ -134,7 +134,7 @@ def test_a_worker_never_writes_over_an_earlier_run(written: str, greentrain: Com
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker changes its process: here it is the tests' own, and it is impatient."""
     monkeypatch.setattr(work_module, "_REACH_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(torch, "set_num_threads", int)
+    monkeypatch.setattr(run_module, "_restrain", str)
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
@@ -158,7 +158,7 @@ def test_the_coordinator_is_another_machine(greentrain: Command) -> None:
 
 def test_signals_stop_a_run_once_and_in_order() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(KeyboardInterrupt), work_module._stopped_by_signals():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), run_module._stopped_by_signals():  # noqa: PT012
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
