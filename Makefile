@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Freely licensed review sentences for the second workload; fetched once, never part of the package.
-export GREENTRAIN_DATA := $(CURDIR)/.cache/data
+export GREENTRAIN_DATA := $(HOME)/.cache/greentrain
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help install demo demo-lab test check format clean
@@ -60,4 +60,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .demo .cache build dist *.egg-info
+	rm -rf $(VENV) .demo .demo-lab build dist *.egg-info
