@@ -39,4 +39,5 @@ class Command:
             main(list(arguments))
         code = ended.value.code
         assert isinstance(code, int)
-        return Ended(code, *self._capsys.readouterr())
+        printed = self._capsys.readouterr()
+        return Ended(code, printed.out, printed.err)
