@@ -86,6 +86,11 @@ class Sampler:
         return self._meter.channels
 
     @property
+    def counts(self) -> bool:
+        """Whether a channel is a counter."""
+        return any(channel.quantity == "energy_j" for channel in self._meter.channels)
+
+    @property
     def samples_n(self) -> int:
         """Samples taken so far."""
         return len(self._t_s)

@@ -136,6 +136,7 @@ class Window:
             self._sampler, self._note = self._whole._sampler, self._whole.note
         if self._synchronize is not None:
             self._synchronize()
+        self._look_at_counters()
         self._start_s = time.monotonic()
         return self
 
@@ -146,11 +147,17 @@ class Window:
         # After an error in the block the device may be in no state to be waited for.
         if self._synchronize is not None and error is None:
             self._synchronize()
+        self._look_at_counters()
         self._stop_s = time.monotonic()
         if self._sampler is not None and self._whole is None:
             self._known = self._sampler.span(self._start_s, self._stop_s)
             self._sampler.close()
             _log.info("%s: %s", self.label or "measure", describe(self._known))
+
+    def _look_at_counters(self) -> None:
+        """A counter is interpolated between the samples around an end: the closer they are, the better."""
+        if self._sampler is not None and self._whole is None and self._sampler.counts:
+            self._sampler.sample_now()
 
     def _opened(self) -> Sampler | None:
         try:

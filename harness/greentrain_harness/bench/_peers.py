@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from greentrain_harness.bench._rapl_peers import compare_rapl, rapl_peers
 from greentrain_harness.meters import open_named
 from greentrain_harness.meters.boards import BOARDS
 from greentrain_harness.meters.trees import write_jetson_tree
@@ -54,10 +55,11 @@ def peer_rows(python: str, folder: Path) -> Iterator[tuple[str, str]]:
     for package in ("zeus", "codecarbon"):
         if not _installed(python, package):
             yield f"{package}", "not installed"
-    if not _installed(python, "zeus"):
-        return
     if os.geteuid() != 0 or shutil.which("unshare") is None:
-        yield "zeus on emulated Jetson trees", "not run: needs root and unshare"
+        yield "other tools on emulated trees", "not run: needs root and unshare"
+        return
+    yield from _rapl_rows(python, folder)
+    if not _installed(python, "zeus"):
         return
     for board in BOARDS:
         for driver in board.drivers:
@@ -65,6 +67,22 @@ def peer_rows(python: str, folder: Path) -> Iterator[tuple[str, str]]:
             write_jetson_tree(tree, board, driver=driver, total_w=_TOTAL_W)
             yield f"{board.name} ({driver}) at {_TOTAL_W:g} W: ours", _ours(tree)
             yield f"{board.name} ({driver}) at {_TOTAL_W:g} W: zeus", _zeus(python, tree)
+
+
+def _rapl_rows(python: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """RAPL counters once as they are and once with a wrap in the middle; nothing where no tool is installed."""
+    codecarbon, zeus = (python if _installed(python, name) else None for name in ("codecarbon", "zeus"))
+    if codecarbon is None and zeus is None:
+        return
+    for wraps in (False, True):
+        tree = folder / f"rapl-{wraps}"
+        for reading in compare_rapl(tree, rapl_peers(codecarbon=codecarbon, zeus=zeus), wraps=wraps):
+            said = "; ".join(
+                f"{zone} {energy_j:.4f} of {reading.truth_j[zone]:g} J"
+                for zone, energy_j in reading.energy_j.items()
+                if energy_j is not None
+            )
+            yield f"RAPL{' that wraps' if wraps else ''}: {reading.name}", said or f"failed: {reading.fault[:60]}"
 
 
 def _ours(tree: Path) -> str:
