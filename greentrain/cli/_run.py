@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from greentrain.runtime.launch import WorkerCommand
 
-__all__ = ["RunOptions", "check_run_name", "launch_run", "runnable_entry"]
+__all__ = ["RunOptions", "check_run_name", "launch_run", "runnable_entry", "stopped_by_signals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
     entries = [runnable_entry(file, device) for device in plan.devices]
     _check_network(entries)
     _check_processors(entries, options.sysroot)
-    with _stopped_by_signals():
+    with stopped_by_signals():
         return _launch(plan, problem, entries, options, quiet=quiet)
 
 
@@ -108,8 +108,8 @@ def _launch(
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Generator[None, None, None]:
-    """Let SIGTERM and SIGHUP stop a run as Ctrl-C does: in order, and only once."""
+def stopped_by_signals() -> Generator[None, None, None]:
+    """Let SIGTERM and SIGHUP stop a run as Ctrl-C does: in order, clocks and caps restored, and only once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in changed:

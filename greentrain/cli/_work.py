@@ -13,7 +13,7 @@ import msgspec
 
 from greentrain.cli._common import say
 from greentrain.cli._problem import problem_of_plan
-from greentrain.cli._run import RunOptions, check_run_name, runnable_entry
+from greentrain.cli._run import RunOptions, check_run_name, runnable_entry, stopped_by_signals
 from greentrain.cli._run_files import save_cut_run, write_plan_files, write_run
 from greentrain.cluster_file import DeviceEntry, cpu_numbers
 from greentrain.device import Device
@@ -70,10 +70,11 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     price = to_estimate(simulate(plan, problem), plan, problem)
     _restrain(entry)
     job = _job(plan, problem, options, entry, folder, run, price, host, port, launched=launched)
-    if launched:
-        _train(job, problem, options, entry, price, _print_progress)
-        return None
-    return _work_by_hand(job, problem, options, entry, price, quiet=quiet)
+    with stopped_by_signals():
+        if launched:
+            _train(job, problem, options, entry, price, _print_progress)
+            return None
+        return _work_by_hand(job, problem, options, entry, price, quiet=quiet)
 
 
 def _work_by_hand(

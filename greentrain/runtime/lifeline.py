@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
+import time
 
 from greentrain.errors import RunError
 
@@ -18,6 +20,7 @@ __all__ = ["LAUNCHED", "end_with_launcher"]
 
 # In a launched worker's environment: its standard input is the pipe, its standard output is read.
 LAUNCHED = "GREENTRAIN_LAUNCHED"
+_GRACE_S = 5.0
 
 
 def end_with_launcher() -> bool:
@@ -40,5 +43,7 @@ def _watch() -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write("Error: the launcher is gone, this worker ends with it.\n")
         sys.stderr.flush()
-    # The main thread may wait inside C++ and would not notice an exception.
+    # In order first, so that clocks and caps are restored; the main thread may wait inside C++ for long, though.
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_S)
     os._exit(RunError.exit_code)

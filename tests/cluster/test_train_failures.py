@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,29 @@ def check_said(folder: Path, run: str, err: str) -> str:
     return sentences[0]
 
 
+@dataclass(frozen=True)
+class Silent:
+    """A run whose worker of b was stopped: it is left alone while the other tests go on."""
+
+    folder: Path
+    ended: Future[tuple[float, int, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silent(folder: Path) -> Iterator[Silent]:
+    place = folder.with_name("silent")
+    shutil.copytree(folder, place)
+    with start(place, "stop") as training, ThreadPoolExecutor() as pool:
+        os.kill(training.workers()["b"], signal.SIGSTOP)
+        since_s = time.monotonic()
+
+        def wait() -> tuple[float, int, str]:
+            code, _, err = training.end(within_s=50)
+            return time.monotonic() - since_s, code, err
+
+        yield Silent(place, pool.submit(wait))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_stops_its_workers_and_keeps_what_it_has(folder: Path, number: signal.Signals) -> None:
     run = number.name.lower()
@@ -102,18 +127,6 @@ def test_a_killed_worker_is_named_with_its_signal(folder: Path) -> None:
     assert code == 5
     assert check_said(folder, "kill", err) == "Error: the worker of b was killed (SIGKILL)."
     check_kept(folder, "kill", "failed")
-
-
-def test_a_silent_worker_is_named_within_half_a_minute(folder: Path) -> None:
-    with start(folder, "stop") as training:
-        os.kill(training.workers()["b"], signal.SIGSTOP)
-        since_s = time.monotonic()
-        code, _, err = training.end()
-        assert time.monotonic() - since_s < 30
-        assert training.workers() == {}
-    assert code == 5
-    assert check_said(folder, "stop", err).startswith("Error: the worker of b does not answer: a: lost its peers (")
-    check_kept(folder, "stop", "failed")
 
 
 def test_a_worker_that_cannot_start_passes_its_exit_code_on(folder: Path) -> None:
@@ -175,3 +188,11 @@ def test_a_read_only_disk_is_a_missing_permission(
         main(["train", "plan.json", "--run", "r"])
     assert ended.value.code == 4
     assert "Error: runs/r: cannot be written (Read-only file system)." in capsys.readouterr().err
+
+
+def test_a_silent_worker_is_named_within_half_a_minute(silent: Silent) -> None:
+    duration_s, code, err = silent.ended.result()
+    assert (code, duration_s < 30) == (5, True)
+    said = check_said(silent.folder, "stop", err)
+    assert said.startswith("Error: the worker of b does not answer: a: lost its peers (")
+    check_kept(silent.folder, "stop", "failed")

@@ -158,7 +158,7 @@ def test_the_coordinator_is_another_machine(greentrain: Command) -> None:
 
 def test_signals_stop_a_run_once_and_in_order() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(KeyboardInterrupt), run_module._stopped_by_signals():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), run_module.stopped_by_signals():  # noqa: PT012
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -150,31 +151,45 @@ def test_a_command_that_does_not_exist_leaves_no_worker(
     assert (tmp_path / "logs" / "a.log").read_text() == ""
 
 
-WORKER = "from greentrain.runtime.lifeline import end_with_launcher; import time; end_with_launcher(); time.sleep(60)"
+WORKER = """
+import signal, sys, time
+import greentrain.runtime.lifeline as lifeline
+lifeline._GRACE_S = 0.1
+def stop(number, frame):
+    sys.exit(7)
+signal.signal(signal.SIGTERM, {action})
+lifeline.end_with_launcher()
+time.sleep(60)
+"""
 
 
-def test_a_worker_ends_when_the_lifeline_breaks() -> None:
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [("stop", 7), ("signal.SIG_DFL", -signal.SIGTERM), ("signal.SIG_IGN", 5)],
+    ids=["in order", "at once", "by force"],
+)
+def test_a_worker_ends_when_the_lifeline_breaks(action: str, code: int) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, LAUNCHED: "1"}
-    ) as process:
+        [sys.executable, "-c", WORKER.format(action=action)],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, LAUNCHED: "1"},
+    ) as process:  # fmt: skip
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(timeout=20) == 5
+        assert process.wait(timeout=20) == code
         assert process.stderr is not None
         assert process.stderr.read() == b"Error: the launcher is gone, this worker ends with it.\n"
 
 
-def test_a_worker_behind_a_wrapper_ends_too(tmp_path: Path) -> None:
-    wrapper = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {WORKER!r}]).returncode)"
+def test_a_worker_behind_a_wrapper_ends_too() -> None:
+    program = WORKER.format(action="stop")
+    wrapper = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {program!r}]).returncode)"
     with subprocess.Popen(
         [sys.executable, "-c", wrapper],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, LAUNCHED: "1"},
-    ) as process:
+        stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, LAUNCHED: "1"},
+    ) as process:  # fmt: skip
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(timeout=20) == 5
+        assert process.wait(timeout=20) == 7
 
 
 def test_a_worker_that_a_person_started_does_not_watch_its_input() -> None:
