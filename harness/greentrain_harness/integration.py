@@ -42,6 +42,9 @@ def power_energy(
     ``|ΔP|·Δt`` from the trapezoid, evenly spread: a variance of ``(ΔP·Δt)²/12``, of which two standard
     deviations are stated.
 
+    A sensor that refreshes every ``update_s`` answers with a value that is up to so old, half of it on
+    average: each value is placed at that instant, and the last one held until it was read.
+
     Args:
         t_s: Instants, rising, shape (N,).
         power_w: Watts, NaN where the sensor did not answer, shape (N,).
@@ -53,6 +56,7 @@ def power_energy(
     t_N, w_N = _answered(t_s, power_w)
     if len(t_N) < 2:
         return _nothing(stop_s - start_s)
+    t_N, w_N = _without_lag(t_N, w_N, channel.update_s)
     wide_N = np.diff(t_N)
     low_N, high_N = np.clip(t_N[:-1], start_s, stop_s), np.clip(t_N[1:], start_s, stop_s)
     seen_N = (wide_N <= gap_s) & (high_N > low_N)
@@ -124,6 +128,12 @@ def _answered(t_s: Sequence[float], value: Sequence[float]) -> tuple[np.ndarray,
     t_N, value_N = np.asarray(t_s, dtype=np.float64), np.asarray(value, dtype=np.float64)
     known_N = np.isfinite(value_N)
     return t_N[known_N], value_N[known_N]
+
+
+def _without_lag(t_N: np.ndarray, power_w_N: np.ndarray, update_s: float) -> tuple[np.ndarray, np.ndarray]:
+    if update_s <= 0:
+        return t_N, power_w_N
+    return np.append(t_N - update_s / 2, t_N[-1]), np.append(power_w_N, power_w_N[-1])
 
 
 def _uncovered_s(window_s: float, covered_s: float) -> float:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from greentrain.errors import UsageError
 from greentrain.power import Source
 from greentrain.reading import Channel, EnergyRecorder, Sample, Scope, Span
+from greentrain_harness.integration import power_energy
 from greentrain_harness.meters.boards import board_named
 from greentrain_harness.meters.ina3221 import open_meter
 from greentrain_harness.meters.replay import open_recording
@@ -101,6 +102,18 @@ def test_steps_are_close_and_the_stated_error_covers_the_truth() -> None:
             assert energy_j == pytest.approx(truth_j, rel=tolerance)
             covered += abs(energy_j - truth_j) <= error_j + 1e-9
     assert covered / (3 * trials) >= 0.95
+
+
+@pytest.mark.parametrize("update_s", [0.0, 0.0066, 0.1])
+def test_a_value_belongs_to_the_middle_of_the_time_it_is_held(update_s: float) -> None:
+    """On a ramp, a sensor that is late by half its refresh reads too low; the joules are not."""
+    t_s = [index * 0.02 for index in range(101)]
+    shown_w = [100.0 + 50.0 * (instant_s - update_s / 2) for instant_s in t_s]
+    channel = Channel(name="a", quantity="power_w", update_s=update_s)
+    ramp = power_energy(t_s, shown_w, 0.5, 1.5, channel=channel, gap_s=0.2)
+    assert ramp.energy_j == pytest.approx(150.0, rel=1e-9)
+    held = power_energy(t_s, shown_w, 0.0, 2.0, channel=channel, gap_s=0.2)
+    assert held.gap_s == 0.0, "the last value holds until it was read"
 
 
 @settings(deadline=None, max_examples=50)
