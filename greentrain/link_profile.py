@@ -24,7 +24,9 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         upload_bytes_per_s: Payload bandwidth from src to dst.
         download_bytes_per_s: Payload bandwidth from dst to src.
         latency_s: Half of the median round trip of an empty message.
-        provenance: Where the figures come from; a link has no joules, and so no meter.
+        provenance: Where the figures come from; its meter and source are those of the joules.
+        tx_j_per_byte: Joules of src above idle per byte sent; None where no meter could tell them from idle.
+        rx_j_per_byte: Joules of src above idle per byte received; None likewise.
     """
 
     src: str
@@ -33,6 +35,8 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     download_bytes_per_s: float
     latency_s: float
     provenance: Provenance
+    tx_j_per_byte: float | None = None
+    rx_j_per_byte: float | None = None
 
     def __post_init__(self) -> None:
         require_id(self.src, what="device id")
@@ -41,7 +45,9 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         require_positive(
             upload_bytes_per_s=self.upload_bytes_per_s, download_bytes_per_s=self.download_bytes_per_s
         )  # fmt: skip
-        require_non_negative(latency_s=self.latency_s)
+        require_non_negative(
+            latency_s=self.latency_s, tx_j_per_byte=self.tx_j_per_byte, rx_j_per_byte=self.rx_j_per_byte
+        )  # fmt: skip
 
 
 def write_link_profile(folder: Path, profile: LinkProfile) -> Path:

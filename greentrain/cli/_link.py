@@ -25,6 +25,9 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
     upload_bytes_per_s: float
     download_bytes_per_s: float
     latency_s: float
+    tx_j_per_byte: float | None
+    rx_j_per_byte: float | None
+    source: str
     file: str
 
 
@@ -39,7 +42,9 @@ def serve(port: int, identity: str, *, quiet: bool) -> None:
     serve_link(port, identity=identity)
 
 
-def measure_links(address: str, identity: str, folder: Path, *, as_json: bool) -> None:
+def measure_links(
+    address: str, identity: str, folder: Path, *, device: str, sysroot: Path, as_json: bool
+) -> None:  # fmt: skip
     """Measure the link to a device that serves, print it and write it down.
 
     Raises:
@@ -47,12 +52,15 @@ def measure_links(address: str, identity: str, folder: Path, *, as_json: bool) -
         UnavailableError: Nobody answers there.
     """
     from greentrain_harness.environment import host_description, package_versions
+    from greentrain_harness.meters import open_named
     from greentrain_harness.profilers.link import measure_link
+    from greentrain_harness.sampler import Sampler
 
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"--link is {address!r}, expected HOST:PORT.", hint="Such as --link 192.168.1.20:5201.")
-    figures = measure_link(host.strip("[]"), int(port))
+    with Sampler(open_named(device, sysroot=sysroot)) as energy:
+        figures = measure_link(host.strip("[]"), int(port), energy=energy)
     try:
         require_id(figures.peer, what="the other device's id")
         profile = LinkProfile(
@@ -61,14 +69,16 @@ def measure_links(address: str, identity: str, folder: Path, *, as_json: bool) -
             upload_bytes_per_s=figures.upload_bytes_per_s,
             download_bytes_per_s=figures.download_bytes_per_s,
             latency_s=figures.latency_s,
+            tx_j_per_byte=figures.tx_j_per_byte,
+            rx_j_per_byte=figures.rx_j_per_byte,
             provenance=Provenance(
-                meter="none",
-                source="measured",
+                meter=energy.name,
+                source=energy.source,
                 command=f"greentrain measure --link {address} --id {identity}",
                 host=host_description(),
                 versions=package_versions(),
                 trials_n=3,
-                note="times of one TCP connection; no joules",
+                note="times of one TCP connection; joules per byte above idle, null when within the meter's error",
             ),
         )
     except ValueError as error:
@@ -78,7 +88,9 @@ def measure_links(address: str, identity: str, folder: Path, *, as_json: bool) -
         emit_json(
             _Result(
                 src=identity, dst=figures.peer, upload_bytes_per_s=figures.upload_bytes_per_s,
-                download_bytes_per_s=figures.download_bytes_per_s, latency_s=figures.latency_s, file=str(path),
+                download_bytes_per_s=figures.download_bytes_per_s, latency_s=figures.latency_s,
+                tx_j_per_byte=figures.tx_j_per_byte, rx_j_per_byte=figures.rx_j_per_byte, source=energy.source,
+                file=str(path),
             )
         )  # fmt: skip
         return

@@ -168,7 +168,9 @@ def command(
         _measure_under_quota(quota)
     identity = identity or device_id()
     if link_serve is not None or link_address is not None:
-        _links(link_serve, link_address, _name(identity, "--id"), folder, as_json=as_json)
+        _links(
+            link_serve, link_address, _name(identity, "--id"), folder, device=device, sysroot=sysroot, as_json=as_json
+        )
         return
     options = _Options(
         device=device,
@@ -213,7 +215,9 @@ def command(
     _report(_result(profile, files, lines), as_json=as_json)
 
 
-def _links(port: int | None, address: str | None, identity: str, folder: Path, *, as_json: bool) -> None:
+def _links(
+    port: int | None, address: str | None, identity: str, folder: Path, *, device: str, sysroot: Path, as_json: bool
+) -> None:
     from greentrain.cli._link import measure_links, serve
 
     if port is not None and address is not None:
@@ -221,7 +225,7 @@ def _links(port: int | None, address: str | None, identity: str, folder: Path, *
     if port is not None:
         serve(port, identity, quiet=as_json)
     if address is not None:
-        measure_links(address, identity, folder, as_json=as_json)
+        measure_links(address, identity, folder, device=device, sysroot=sysroot, as_json=as_json)
 
 
 def _measure_under_quota(quota_percent: float) -> None:

@@ -14,6 +14,7 @@ import pytest
 from greentrain.cli import main
 from greentrain.cli._cluster import load_cluster
 from greentrain.link_profile import link_profiles
+from greentrain.reading import Span
 from greentrain_harness.profilers import link
 
 
@@ -44,10 +45,12 @@ def test_a_measured_link_reaches_the_cluster(
     served: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("measure", "--link", f"127.0.0.1:{served}", "--id", "near", "--json") == 0
+    assert run("measure", "--link", f"127.0.0.1:{served}", "--id", "near", "--device", "modelled", "--json") == 0
     told = json.loads(capfd.readouterr().out)
     assert (told["src"], told["dst"], told["file"]) == ("near", "far", "profiles/near.far.links.json")
     (found,) = link_profiles(tmp_path / "profiles")
+    assert (found.provenance.source, told["source"]) == ("modelled", "modelled")
+    assert (found.tx_j_per_byte, found.rx_j_per_byte) == (told["tx_j_per_byte"], told["rx_j_per_byte"])
     assert found.upload_bytes_per_s == told["upload_bytes_per_s"] > 1e6
     for name in ("near", "far", "other"):
         assert run("measure", "--device", "modelled", "--model", "none", "--id", name) == 0
@@ -91,3 +94,20 @@ def test_two_devices_of_one_name_are_told(
     monkeypatch.chdir(tmp_path)
     assert run("measure", "--link", f"127.0.0.1:{served}", "--id", "far") == 2
     assert "different names with --id" in capfd.readouterr().err
+
+
+def span(energy_j: float | None, *, seconds: float = 1.0, error_j: float = 0.1) -> Span:
+    known = energy_j is not None
+    return Span(
+        start_s=0.0, duration_s=seconds, energy_j=energy_j, error_j=error_j if known else None, channels_j={},
+        gap_s=0.0, source="measured", meter="virtual",
+    )  # fmt: skip
+
+
+def test_joules_per_byte_are_above_idle_or_unknown() -> None:
+    idle = span(4.0, seconds=2.0)
+    assert link.joules_per_byte(span(8.0), idle, 1_000_000) == pytest.approx(6e-6)
+    assert link.joules_per_byte(span(2.1), idle, 1_000_000) is None, "no more than the error"
+    assert link.joules_per_byte(span(1.0), idle, 1_000_000) is None
+    assert link.joules_per_byte(span(None), idle, 1_000_000) is None
+    assert link.joules_per_byte(span(8.0), span(None), 1_000_000) is None

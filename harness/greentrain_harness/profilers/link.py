@@ -20,8 +20,9 @@ import time
 from typing import NamedTuple
 
 from greentrain.errors import RunError, UnavailableError
+from greentrain.reading import EnergyRecorder, Span
 
-__all__ = ["LinkFigures", "measure_link", "serve_link"]
+__all__ = ["LinkFigures", "joules_per_byte", "measure_link", "serve_link"]
 
 _REQUEST = struct.Struct("!cQ")
 _CHUNK = bytes(1 << 16)
@@ -40,12 +41,16 @@ class LinkFigures(NamedTuple):
         download_bytes_per_s: Payload bandwidth from it.
         latency_s: Half of the median round trip of an empty message.
         peer: The other machine's device id.
+        tx_j_per_byte: Joules above idle per byte sent; None where no meter could tell them from idle.
+        rx_j_per_byte: Joules above idle per byte received; None likewise.
     """
 
     upload_bytes_per_s: float
     download_bytes_per_s: float
     latency_s: float
     peer: str
+    tx_j_per_byte: float | None = None
+    rx_j_per_byte: float | None = None
 
     @property
     def bandwidth_bytes_per_s(self) -> float:
@@ -96,7 +101,9 @@ def serve_link(
                 _answer(client, identity)
 
 
-def measure_link(host: str, port: int, *, seconds: float = 1.0, timeout_s: float = 10.0) -> LinkFigures:
+def measure_link(
+    host: str, port: int, *, seconds: float = 1.0, timeout_s: float = 10.0, energy: EnergyRecorder | None = None
+) -> LinkFigures:
     """Measure the link to a machine that runs :func:`serve_link`.
 
     The message grows until it takes long enough to be timed; then the best of a few trials counts in
@@ -107,6 +114,7 @@ def measure_link(host: str, port: int, *, seconds: float = 1.0, timeout_s: float
         port: Its port.
         seconds: Time for each direction, about.
         timeout_s: An answer that takes longer is an error.
+        energy: This machine's running meter, for the joules per byte.
 
     Raises:
         UnavailableError: Nobody listens there.
@@ -123,7 +131,10 @@ def measure_link(host: str, port: int, *, seconds: float = 1.0, timeout_s: float
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             round_trip_s = statistics.median(_ping_s(connection) for _ in range(_PINGS))
-            upload, download = (_bandwidth(connection, kind, seconds, round_trip_s) for kind in (b"U", b"D"))
+            idle = _idle(energy, seconds)
+            (upload, tx_j), (download, rx_j) = (
+                _direction(connection, kind, seconds, round_trip_s, energy, idle) for kind in (b"U", b"D")
+            )
             connection.sendall(_REQUEST.pack(b"I", _ID_BYTES))
             peer = (_receive(connection, _ID_BYTES) or b"").rstrip(b"\0").decode(errors="replace")
         except OSError as error:
@@ -131,19 +142,56 @@ def measure_link(host: str, port: int, *, seconds: float = 1.0, timeout_s: float
                 f"the link to {host}:{port} broke while it was measured ({error.strerror or error}).",
                 hint="Measure again; raise the timeout on a very slow link.",
             ) from error
-    return LinkFigures(upload, download, round_trip_s / 2, peer)
+    return LinkFigures(upload, download, round_trip_s / 2, peer, tx_j, rx_j)
 
 
-def _bandwidth(connection: socket.socket, kind: bytes, seconds: float, round_trip_s: float) -> float:
+def joules_per_byte(busy: Span, idle: Span, bytes_n: int) -> float | None:
+    """Energy of a transfer above idle over its bytes; None where it is not known, or no more than its ±.
+
+    Args:
+        busy: The transfer.
+        idle: The same machine at rest.
+        bytes_n: Payload bytes.
+    """
+    if busy.energy_j is None or busy.error_j is None or idle.mean_w is None or idle.error_j is None or busy.gap_s > 0:
+        return None
+    above_j = busy.energy_j - idle.mean_w * busy.duration_s
+    error_j = busy.error_j + idle.error_j * busy.duration_s / idle.duration_s
+    return above_j / bytes_n if above_j > error_j else None
+
+
+def _idle(energy: EnergyRecorder | None, seconds: float) -> Span | None:
+    if energy is None:
+        return None
+    start_s = time.monotonic()
+    time.sleep(seconds)
+    return energy.span(start_s, time.monotonic())
+
+
+def _direction(
+    connection: socket.socket, kind: bytes, seconds: float, round_trip_s: float, energy: EnergyRecorder | None,
+    idle: Span | None,
+) -> tuple[float, float | None]:  # fmt: skip
+    """Bandwidth of one direction, and joules per byte where a meter runs."""
+    start_s = time.monotonic()
+    bytes_per_s, bytes_n = _bandwidth(connection, kind, seconds, round_trip_s)
+    if energy is None or idle is None:
+        return bytes_per_s, None
+    return bytes_per_s, joules_per_byte(energy.span(start_s, time.monotonic()), idle, bytes_n)
+
+
+def _bandwidth(connection: socket.socket, kind: bytes, seconds: float, round_trip_s: float) -> tuple[float, int]:
+    """Best bandwidth of the trials, and the bytes of all of them together."""
     trial_s = seconds / (_TRIALS + 1)
-    size = _FIRST_BYTES
+    moved = size = _FIRST_BYTES
     duration_s = _transfer_s(connection, kind, size)
     while duration_s < trial_s / 2 and size < _MOST_BYTES:
         size = min(size * max(2, min(8, int(trial_s / max(duration_s, 1e-6)))), _MOST_BYTES)
         duration_s = _transfer_s(connection, kind, size)
+        moved += size
     best_s = min([duration_s, *(_transfer_s(connection, kind, size) for _ in range(_TRIALS - 1))])
     # The request and its answer cross the link once each.
-    return size / max(best_s - round_trip_s, best_s * 0.1)
+    return size / max(best_s - round_trip_s, best_s * 0.1), moved + size * (_TRIALS - 1)
 
 
 def _ping_s(connection: socket.socket) -> float:
