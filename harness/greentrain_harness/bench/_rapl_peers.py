@@ -46,37 +46,43 @@ mount --bind "$TREE/sys/class/powercap" /sys/class/powercap
 exec "$@"
 """
 
+# What a tool prints of its own accord goes to stderr.
+_PROLOGUE = """
+import json, os, sys, time
+tell = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+"""
+
 # Each opens its window, says so, waits for a line, closes the window and says its joules.
 _OURS = """
-import json, sys
 from greentrain_harness.window import measure
 with measure(device="cpu") as window:
-    print("ready", flush=True); sys.stdin.readline()
-print(json.dumps({name.removeprefix("package-0-"): energy_j for name, energy_j in window.channels.items()}))
+    print("ready", file=tell, flush=True); sys.stdin.readline()
+said = {name.removeprefix("package-0-"): energy_j for name, energy_j in window.channels.items()}
+print(json.dumps(said), file=tell, flush=True)
 """
 
 _CODECARBON = """
-import json, sys, warnings
+import warnings
 warnings.simplefilter("ignore")
 from codecarbon import OfflineEmissionsTracker
 tracker = OfflineEmissionsTracker(
     country_iso_code="FRA", save_to_file=False, log_level="critical", allow_multiple_runs=True
 )
 tracker.start()
-print("ready", flush=True); sys.stdin.readline()
+print("ready", file=tell, flush=True); sys.stdin.readline()
 tracker.stop()
-print(json.dumps({"package-0": tracker.final_emissions_data.cpu_energy * 3.6e6}))
+print(json.dumps({"package-0": tracker.final_emissions_data.cpu_energy * 3.6e6}), file=tell, flush=True)
 """
 
 _ZEUS = """
-import json, sys, time
 from zeus.monitor import ZeusMonitor
 monitor = ZeusMonitor(gpu_indices=[], cpu_indices=[0])
 monitor.begin_window("w")
 time.sleep(3.0)  # its helper processes start up
-print("ready", flush=True); sys.stdin.readline()
+print("ready", file=tell, flush=True); sys.stdin.readline()
 seen = monitor.end_window("w")
-print(json.dumps({"package-0": seen.cpu_energy[0], "dram": (seen.dram_energy or {}).get(0)}))
+print(json.dumps({"package-0": seen.cpu_energy[0], "dram": (seen.dram_energy or {}).get(0)}), file=tell, flush=True)
 """
 
 
@@ -177,7 +183,10 @@ def _running(peer: RaplPeer, folder: Path) -> Generator[subprocess.Popen[str], N
     environment = {name: value for name, value in os.environ.items() if name not in ranks}
     with (home / "stderr").open("w") as errors:
         process = subprocess.Popen(
-            ["unshare", "-m", "--propagation", "private", "bash", "-c", _ENTER, "_", peer.python, "-c", peer.code],
+            [
+                "unshare", "-m", "--propagation", "private", "bash", "-c", _ENTER, "_",
+                peer.python, "-c", _PROLOGUE + peer.code,
+            ],
             env={**environment, "TREE": str(folder.resolve()), "HOME": str(home)}, cwd=home, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
         )  # fmt: skip
