@@ -72,9 +72,23 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     job = _job(plan, problem, options, entry, folder, run, price, host, port, launched=launched)
     with stopped_by_signals():
         if launched:
-            _train(job, problem, options, entry, price, _print_progress)
+            _work_for_launcher(job, problem, options, entry, price)
             return None
         return _work_by_hand(job, problem, options, entry, price, quiet=quiet)
+
+
+def _work_for_launcher(
+    job: Job, problem: Problem, options: RunOptions, entry: DeviceEntry, price: Estimate
+) -> None:  # fmt: skip
+    """The launcher shows progress and keeps what a cut run has reached, unless it was killed itself."""
+    from greentrain.runtime.lifeline import launcher_is_gone
+
+    started_utc = utc_now()
+    try:
+        _train(job, problem, options, entry, price, _print_progress)
+    finally:
+        if launcher_is_gone() and job.device == job.plan.devices[0]:
+            save_cut_run(job.run_dir, job.run, job.plan, problem.cluster, price, None, "interrupted", started_utc)
 
 
 def _work_by_hand(

@@ -16,11 +16,13 @@ import time
 
 from greentrain.errors import RunError
 
-__all__ = ["LAUNCHED", "end_with_launcher"]
+__all__ = ["LAUNCHED", "end_with_launcher", "launcher_is_gone"]
 
 # In a launched worker's environment: its standard input is the pipe, its standard output is read.
 LAUNCHED = "GREENTRAIN_LAUNCHED"
 _GRACE_S = 5.0
+
+_gone = threading.Event()
 
 
 def end_with_launcher() -> bool:
@@ -36,10 +38,16 @@ def end_with_launcher() -> bool:
     return True
 
 
+def launcher_is_gone() -> bool:
+    """Whether this process ends because its launcher is gone."""
+    return _gone.is_set()
+
+
 def _watch() -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 1):
             pass
+    _gone.set()
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write("Error: the launcher is gone, this worker ends with it.\n")
         sys.stderr.flush()

@@ -111,12 +111,15 @@ def test_an_interrupted_run_stops_its_workers_and_keeps_what_it_has(folder: Path
     check_kept(folder, run, "interrupted")
 
 
-def test_workers_end_with_a_killed_launcher(folder: Path) -> None:
+def test_workers_end_with_a_killed_launcher_and_keep_what_they_have(folder: Path) -> None:
     with start(folder, "killed") as training:
         training.process.kill()
-        until(lambda: training.workers() == {}, within_s=5)
+        until(lambda: training.workers() == {}, within_s=20)
         assert training.end()[0] == -signal.SIGKILL
-        assert training.rounds("killed", 0) >= 3
+    summary = json.loads((folder / "runs" / "killed" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["rounds"] >= 3
+    assert {row.device for row in read_ledger(folder / "runs" / "killed" / "ledger.csv")} == {"a", "b"}
 
 
 def test_a_killed_worker_is_named_with_its_signal(folder: Path) -> None:

@@ -8,10 +8,17 @@ import shutil
 import stat
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from command import Command
 from work_folder import make_work_folder
+
+from greentrain.cli import measure
+from greentrain.profile_files import read_model_profile
+from greentrain.workloads import load_workload
+from greentrain_harness.profilers import layers
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,24 @@ def test_a_wrong_cluster_file(old: str, new: str, sentence: str, folder: Path, g
     assert ended.sentence.startswith(f"cluster.toml: {sentence}")
     assert json.loads(ended.out)["error"] == ended.sentence
     assert not (folder / "plan.json").exists()
+
+
+def test_a_model_of_ones_own_is_found_again_after_measuring(
+    folder: Path, greentrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = read_model_profile(folder / "profiles", "toy-net").times_of("a", "current")
+    monkeypatch.setattr(layers, "time_layers", lambda *_, **__: times)  # pyright: ignore[reportUnknownLambdaType]
+    (folder / "profiles" / "toy-net.model.json").unlink()
+    options = SimpleNamespace(folder=folder / "profiles", kind="a", command="greentrain measure")
+    measure._measure_model(
+        cast("measure._Options", options), "net.py:workload", load_workload("net.py:workload"), quiet=True
+    )  # fmt: skip
+    assert read_model_profile(folder / "profiles", "toy-net").workload == "net.py:workload"
+    assert greentrain("schedule").code == 0
+    (folder / "net.py").unlink()
+    ended = greentrain("schedule")
+    assert ended.code == 2
+    assert ended.sentence == f"{folder}/net.py: no such file, expected a Python file with a Workload."
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": "greentrain.model/1"}', "\x00\x01"])
