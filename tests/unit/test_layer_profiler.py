@@ -175,7 +175,8 @@ def test_frozen_blocks_have_no_backward_time() -> None:
         tiny(frozen_masked, Masked, Head), kind="board", point="current", batches=(2, 8), provenance_command="test",
         seconds_budget=0.2,
     )  # fmt: skip
-    assert times.backward_s_LB[0] == (0.0, 0.0)
+    # On a bad day the larger batch does not fit the budget and is left out.
+    assert times.backward_s_LB[0] == (0.0,) * len(times.batch_B)
     assert min(*times.backward_s_LB[1], *times.forward_s_LB[0]) > 0
     assert times.update_s_L[0] == 0
 
