@@ -8,7 +8,11 @@ from greentrain._checks import require, require_id, require_non_negative, requir
 from greentrain.errors import UsageError
 from greentrain.power import PowerCurve, PowerModel
 
-__all__ = ["Device", "DeviceProfile", "OperatingPoint", "Provenance"]
+__all__ = ["CURRENT_POINT", "Device", "DeviceProfile", "OperatingPoint", "Provenance"]
+
+
+# The name of a device's operating point as it stands, without any control.
+CURRENT_POINT = "current"
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

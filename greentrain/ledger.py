@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
@@ -28,6 +28,7 @@ __all__ = [
     "LedgerRow",
     "LedgerWriter",
     "energy_uj",
+    "metered_rounds",
     "read_ledger",
     "split_energy_j",
     "total_energy_j",
@@ -101,6 +102,17 @@ def totals_j(rows: Iterable[LedgerRow], key: Callable[[LedgerRow], str]) -> dict
         if row.energy_j is not None:
             sums[key(row)] += energy_uj(row.energy_j)
     return {name: value / 1e6 for name, value in sums.items()}
+
+
+def metered_rounds(rounds: Iterable[tuple[int, float | None]], ranks_n: int) -> frozenset[int]:
+    """Rounds in which every rank has joules: the only ones whose joules per sample are known.
+
+    Args:
+        rounds: (round, its joules) of every rank.
+        ranks_n: How many ranks there are.
+    """
+    counts = Counter(number for number, energy_j in rounds if energy_j is not None)
+    return frozenset(number for number, count in counts.items() if count == ranks_n)
 
 
 def split_energy_j(energy_j: float, weights: Sequence[float]) -> tuple[float, ...]:

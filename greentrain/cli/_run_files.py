@@ -125,8 +125,8 @@ def _summary(
     started_utc: str,
 ) -> Summary:  # fmt: skip
     """The part of a summary that finished and cut runs share; the rest is not known."""
-    from greentrain.ledger import total_energy_j, totals_j
-    from greentrain.runtime.finish import complete_rounds, counted_rows, metered_rounds
+    from greentrain.ledger import metered_rounds, total_energy_j, totals_j
+    from greentrain.runtime.finish import complete_rounds, counted_rows
 
     steps = [row for row in rows if row.action == "step"]
     rounds = complete_rounds(steps, len(plan.devices))
@@ -142,7 +142,7 @@ def _summary(
         rounds=rounds,
         epochs=0.0,
         duration_s=0.0,
-        metered_rounds=len(metered_rounds(steps, len(plan.devices))),
+        metered_rounds=len(metered_rounds(((row.step, row.energy_j) for row in steps), len(plan.devices))),
         energy_j=total_energy_j(counted_rows(rows)),
         energy_j_by_device=totals_j(counted_rows(rows), lambda row: row.device),
         joules_per_sample=measured.joules_per_sample,

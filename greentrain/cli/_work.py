@@ -16,7 +16,7 @@ from greentrain.cli._problem import problem_of_plan
 from greentrain.cli._run import RunOptions, check_run_name, runnable_entry, stopped_by_signals
 from greentrain.cli._run_files import save_cut_run, write_plan_files, write_run
 from greentrain.cluster_file import DeviceEntry, cpu_numbers
-from greentrain.device import Device
+from greentrain.device import CURRENT_POINT, Device
 from greentrain.errors import UnavailableError, UsageError
 from greentrain.files import canonical_sha256, read_json, utc_now
 from greentrain.objective import Problem
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["work"]
 
-# The name that measuring gives to a device as it stands.
-_CURRENT_POINT = "current"
 # Importing torch on a slow, throttled board takes minutes; the launcher sees dead workers at once anyway,
 # and a person is told who is missing.
 _JOIN_TIMEOUT_S = 600.0
@@ -156,7 +154,7 @@ def _operating_point(job: Job, sysroot: Path, meter: str) -> contextlib.Abstract
         UnavailableError: This machine has no control for it.
     """
     point = _point(job)
-    if point == _CURRENT_POINT:
+    if point == CURRENT_POINT:
         return contextlib.nullcontext()
     from greentrain_harness.controls import open_control
 

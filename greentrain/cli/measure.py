@@ -15,8 +15,8 @@ import msgspec
 
 from greentrain._checks import require_id
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say, sysroot_option
-from greentrain.cluster_file import ASSUMED_BANDWIDTH, ASSUMED_LATENCY, read_cluster_file
-from greentrain.device import DeviceProfile, OperatingPoint
+from greentrain.cluster_file import ASSUMED_BANDWIDTH, ASSUMED_LATENCY, cpu_numbers, read_cluster_file
+from greentrain.device import CURRENT_POINT, DeviceProfile, OperatingPoint
 from greentrain.errors import GreentrainError, NotSupportedError, UsageError
 from greentrain.files import write_text
 from greentrain.plugins import is_file_spec
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _DEFAULT_MODEL = "digits-cnn"
-_POINT = "current"
 _LAYER_SECONDS = 8.0
 
 
@@ -59,7 +58,7 @@ class _Options:
         words = ["greentrain", "measure", "--device", self.device, "--id", self.identity, "--kind", self.kind]
         for model in self.models or ("none",):
             words += ["--model", model]
-        if self.points != _POINT:
+        if self.points != CURRENT_POINT:
             words += ["--points", self.points, "--control", self.control]
         if self.threads is not None:
             words += ["--threads", str(self.threads)]
@@ -259,8 +258,7 @@ def _name(value: str, option: str) -> str:
 def _cpus(text: str) -> tuple[int, ...]:
     """Processors of a list such as ``0-1,3``; none given means: as the process was started."""
     try:
-        ranges = [part.split("-") for part in text.split(",")] if text else []
-        chosen = {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
+        chosen = cpu_numbers(text) if text else frozenset[int]()
     except ValueError as error:
         raise UsageError(
             f"--cpus is {text!r}, expected a list of processors.", hint="Write, for example, 0-1,3."
@@ -380,7 +378,9 @@ def _print_estimate(planned: SweepEstimate, *, as_json: bool) -> None:
     click.echo(f"{least} to {most}; every clock and cap is put back")
 
 
-def _measure_model(options: _Options, name: str, workload: Workload, *, point: str = _POINT, quiet: bool) -> list[Path]:
+def _measure_model(
+    options: _Options, name: str, workload: Workload, *, point: str = CURRENT_POINT, quiet: bool
+) -> list[Path]:
     from greentrain_harness.profilers.layers import profile_model, time_layers
 
     say(f"Model {workload.name}: timing its layers, about {_LAYER_SECONDS:g} s …", quiet=quiet)
@@ -429,7 +429,7 @@ def _write_cluster(lines: str) -> Path:
 
 
 def _result(profile: DeviceProfile, files: list[Path], lines: str) -> _Result:
-    curve = profile.device.curve(_POINT)
+    curve = profile.device.curve(CURRENT_POINT)
     return _Result(
         device=profile.device.id,
         kind=profile.device.kind,

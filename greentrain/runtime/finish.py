@@ -14,6 +14,7 @@ from greentrain.errors import UsageError
 from greentrain.ledger import (
     LedgerRow,
     energy_uj,
+    metered_rounds,
     read_ledger,
     split_energy_j,
     total_energy_j,
@@ -30,7 +31,6 @@ __all__ = [
     "counted_rows",
     "measured_outcome",
     "merge_rank_ledgers",
-    "metered_rounds",
     "predicted_outcome",
     "round_losses",
     "unused_rows",
@@ -108,12 +108,6 @@ def complete_rounds(rows: Iterable[LedgerRow], ranks_n: int) -> int:
     return min((counts[rank] for rank in range(ranks_n)), default=0)
 
 
-def metered_rounds(steps: Iterable[LedgerRow], ranks_n: int) -> frozenset[int]:
-    """Rounds in which every rank has joules: the only ones whose joules per sample are known."""
-    counts = Counter(row.step for row in steps if row.action == "step" and row.energy_j is not None)
-    return frozenset(step for step, count in counts.items() if count == ranks_n)
-
-
 def counted_rows(rows: Iterable[LedgerRow]) -> list[LedgerRow]:
     """The rows that carry a run's joules: the rounds of its devices, and idle devices that count."""
     return [row for row in rows if row.action == "step" or (row.action == "idle" and row.rank < 0)]
@@ -169,7 +163,7 @@ def measured_outcome(
     counted = counted_rows(rows)
     samples = complete_rounds(steps, len(plan.devices)) * plan.batch
     seconds = duration_s or max((row.t_start_s + row.duration_s for row in steps), default=0.0)
-    known = metered_rounds(steps, len(plan.devices))
+    known = metered_rounds(((row.step, row.energy_j) for row in steps), len(plan.devices))
     metered = [row for row in counted if row.step in known]
     metered_samples = len(known) * plan.batch
     energy_j = total_energy_j(metered)

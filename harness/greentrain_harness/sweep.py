@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from greentrain.device import Device, DeviceProfile, OperatingPoint
+from greentrain.device import CURRENT_POINT, Device, DeviceProfile, OperatingPoint
 from greentrain.errors import NotSupportedError, UnavailableError
 from greentrain.files import read_json, write_json
 from greentrain.power import PowerModel
@@ -21,7 +21,6 @@ from greentrain.reading import Meter
 from greentrain_harness.controls import PointControl
 from greentrain_harness.environment import available_memory_bytes
 from greentrain_harness.profilers.device import (
-    CURRENT_POINT,
     Load,
     Pace,
     PointFigures,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from greentrain.carbon import Intensity, co2e_kg
-from greentrain.ledger import ACTION_CAUSES, LedgerRow, total_energy_j, totals_j
+from greentrain.ledger import ACTION_CAUSES, LedgerRow, metered_rounds, total_energy_j, totals_j
 from greentrain.plan import Estimate, Plan, parallelism_name
 from greentrain_reports.energy import (
     DeviceEnergy,
@@ -34,7 +34,7 @@ class Headline(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         energy_j: Joules of all devices, the exact sum of the ledger.
         error_j: ± joules.
-        joules_per_sample: Energy over samples.
+        joules_per_sample: Energy over samples, of the rounds that every meter saw.
         error_j_per_sample: ± of it.
         complete: Whether every round of every participant has joules; otherwise totals are too small.
         source: ``measured``, ``modelled`` or ``mixed`` joules.
@@ -241,6 +241,11 @@ def _headline(
     numbers = {row.round for row in rounds if row.rank >= 0}
     rounds_n = len(numbers) if run.rows is not None else (summary.rounds if summary else None)
     samples = _samples(run, rounds_n)
+    metered = [row for row in counted if row.step in _metered_rounds(rounds)]
+    metered_samples = len(_metered_rounds(rounds)) * samples / rounds_n if samples and rounds_n else None
+    metered_j = total_energy_j(metered) if run.rows is not None else energy_j
+    if run.rows is None:
+        metered_samples = samples
     duration_s = summary.duration_s if summary is not None else _span_s(rounds)
     error_j_per_sample = summary.error_j_per_sample if summary is not None else None
     if error_j_per_sample is None and error_j is not None and samples:
@@ -253,7 +258,7 @@ def _headline(
     return Headline(
         energy_j=energy_j,
         error_j=error_j,
-        joules_per_sample=energy_j / samples if energy_j is not None and samples else None,
+        joules_per_sample=metered_j / metered_samples if metered_j is not None and metered_samples else None,
         error_j_per_sample=error_j_per_sample,
         complete=not _gaps(devices, rounds),
         source=source_of(device.source for device in devices if device.source is not None),
@@ -267,6 +272,12 @@ def _headline(
         accuracy_baseline=summary.accuracy_baseline if summary is not None else None,
         test_samples=summary.test_samples if summary is not None else None,
     )
+
+
+def _metered_rounds(rounds: Sequence[RoundRow]) -> frozenset[int]:
+    """Rounds that every meter saw; a silent sensor makes the joules per sample fewer rounds', never lower."""
+    own = [row for row in rounds if row.rank >= 0]
+    return metered_rounds(((row.round, row.energy_j) for row in own), len({row.rank for row in own}))
 
 
 def _samples(run: RunFolder, rounds_n: int | None) -> int | None:

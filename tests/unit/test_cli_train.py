@@ -166,3 +166,12 @@ def test_signals_stop_a_run_once_and_in_order() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGHUP)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_workers_that_share_a_processor_without_a_sensor_are_refused(greentrain: Command) -> None:
+    text = Path("cluster.toml").read_text()
+    Path("cluster.toml").write_text(text.replace('cpus = "1"', 'cpus = "0"'))
+    ended = greentrain("train", "plan.json", "--run", "shared")
+    assert ended.code == 2
+    assert "devices 'a' and 'b' share processor 0 of this machine" in ended.sentence
+    assert not Path("runs/shared").exists()

@@ -12,6 +12,7 @@ from problems import make_problem, plan_of
 
 from greentrain.cost import estimate
 from greentrain.ledger import LedgerRow, energy_uj, read_ledger, total_energy_j, totals_j, write_ledger
+from greentrain.objective import Objective
 from greentrain.planners.candidate import Part
 from greentrain.power import Source
 from greentrain.reading import Scope
@@ -21,6 +22,7 @@ from greentrain.runtime.finish import (
     merge_rank_ledgers,
     predicted_outcome,
     round_losses,
+    unused_rows,
 )
 from greentrain.runtime.worker import RankResult, rank_ledger_path
 
@@ -152,3 +154,26 @@ def test_what_the_ranks_wrote_is_joined_without_the_torn_line(tmp_path: Path) ->
     merge_rank_ledgers(tmp_path, 3)
     rows = read_ledger(tmp_path / "ledger.csv")
     assert [(row.step, row.rank) for row in rows] == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_a_sensor_that_falls_silent_makes_fewer_rounds_count_never_lower_joules() -> None:
+    rows = [_row(rank, step, 4.0 if step < 5 else None) for rank in (0, 1) for step in range(10)]
+    outcome = measured_outcome(rows, PLAN, PROBLEM.cluster, duration_s=10.0, peak_bytes={})
+    assert outcome.joules_per_sample == pytest.approx(2 * 4.0 / PLAN.batch)
+    assert outcome.samples_per_s == pytest.approx(10 * PLAN.batch / 10.0)
+
+
+def test_idle_devices_that_count_stand_in_the_ledger_as_modelled() -> None:
+    problem = make_problem(3, devices=3, layers=4, batch=8, micro_batches=(4,))
+    counting = msgspec.structs.replace(PLAN, objective=Objective(count_idle_of_unused=True))
+    rows = [_row(rank, step, 4.0) for rank in (0, 1) for step in range(2)]
+    assert unused_rows(rows, PLAN, problem.cluster) == []
+    unused = unused_rows(rows, counting, problem.cluster)
+    idle_w = problem.cluster.device("d2").power.idle_w
+    assert [(row.device, row.rank, row.action, row.source, row.energy_j) for row in unused] == [
+        ("d2", -1, "idle", "modelled", pytest.approx(idle_w)) for _ in range(2)
+    ]
+    outcome = measured_outcome([*rows, *unused], counting, problem.cluster, duration_s=2.0, peak_bytes={})
+    assert outcome.joules_per_sample == pytest.approx((8.0 + round(idle_w, 6)) / PLAN.batch, abs=1e-6)
+    assert outcome.energy_j["d2"] == {"idle": pytest.approx(2 * idle_w, abs=1e-5)}
+    assert outcome.source == "mixed"

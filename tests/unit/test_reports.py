@@ -471,3 +471,23 @@ def test_a_browser_shows_the_headline(written: ReportFiles, tmp_path: Path) -> N
     )  # fmt: skip
     assert "Energy per sample" in shown.stdout, shown.stderr[-500:]
     assert "<h1>demo</h1>" in shown.stdout
+
+
+def test_joules_per_sample_are_of_the_rounds_that_every_meter_saw(tmp_path: Path) -> None:
+    whole = build_report(load_run(make_run(tmp_path / "whole")), GRID).headline
+    folder = make_run(tmp_path / "silent")
+    last = max(row.step for row in ledger_rows())
+    rows = [
+        msgspec.structs.replace(row, energy_j=None, error_j=None) if row.step == last and row.rank == 1 else row
+        for row in ledger_rows()
+    ]
+    write_ledger(folder / "ledger.csv", rows)
+    silent = build_report(load_run(folder), GRID).headline
+    assert whole.joules_per_sample is not None
+    assert silent.joules_per_sample is not None
+    assert whole.complete
+    assert not silent.complete
+    seen = [row for row in ledger_rows() if row.action == "step" and row.step != last]
+    samples = 16 * len({row.step for row in seen})
+    assert silent.joules_per_sample == pytest.approx(sum(row.energy_j or 0.0 for row in seen) / samples)
+    assert silent.joules_per_sample > 0.9 * whole.joules_per_sample

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from greentrain.device import Device
+from greentrain.device import CURRENT_POINT, Device
 from greentrain.power import PowerCurve, PowerModel, Source, physical_curve
 from greentrain.reading import Channel, Clock, Sample, Scope
 from greentrain_harness.environment import usable_cores
@@ -103,7 +103,7 @@ def open_meter(*, sysroot: Path = Path("/"), device: Device | None = None) -> Mo
     )
 
 
-def generic_power_model(cores: float, *, point: str = "current") -> PowerModel:
+def generic_power_model(cores: float, *, point: str = CURRENT_POINT) -> PowerModel:
     """A guess for a machine of which only the number of cores is known: 2 W idle and 8 W busy per core.
 
     Both are proportional to the cores, so that workers which share a machine out among them add up to

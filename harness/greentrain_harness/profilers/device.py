@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from greentrain.device import Device, DeviceProfile, OperatingPoint, Provenance
+from greentrain.device import CURRENT_POINT, Device, DeviceProfile, OperatingPoint, Provenance
 from greentrain.errors import RunError, UnavailableError
 from greentrain.power import PowerCurve, PowerModel, fit_power_curve
 from greentrain.reading import Clock, Meter, Span
@@ -33,7 +33,6 @@ from greentrain_harness.sampler import Sampler
 from greentrain_harness.trial import interval_ratio, more_trials_needed
 
 __all__ = [
-    "CURRENT_POINT",
     "Load",
     "Pace",
     "PointFigures",
@@ -45,7 +44,6 @@ __all__ = [
     "provenance",
 ]
 
-CURRENT_POINT = "current"
 
 _SHARES = (1.0, 0.25, 0.75, 0.5)
 # A CPU quota is handed out every 100 ms: work is planned over whole such periods.
