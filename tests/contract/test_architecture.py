@@ -29,8 +29,8 @@ WINGS = {
 }
 CORE = {
     "_checks", "actions", "carbon", "cluster", "cluster_file", "device", "errors", "files", "ledger", "link_profile",
-    "objective", "plan", "plugins", "power", "profile", "profile_files", "reading", "summary", "training_data", "units",
-    "version",
+    "objective", "plan", "plugins", "point_model", "power", "profile", "profile_files", "reading", "summary",
+    "training_data", "units", "version",
 }  # fmt: skip
 HEAVY = ("torch", "pandas", "sklearn", "scipy", "matplotlib")
 
