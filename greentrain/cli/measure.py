@@ -4,67 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 import msgspec
 
 from greentrain._checks import require_id
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say, sysroot_option
+from greentrain.cli._measure import MeasureOptions, measure_device
+from greentrain.cli._sweep import sweep_device
 from greentrain.cluster_file import ASSUMED_BANDWIDTH, ASSUMED_LATENCY, cpu_numbers, read_cluster_file
-from greentrain.device import CURRENT_POINT, DeviceProfile, OperatingPoint
-from greentrain.errors import GreentrainError, NotSupportedError, UsageError
+from greentrain.device import CURRENT_POINT, DeviceProfile
+from greentrain.errors import NotSupportedError, UsageError
 from greentrain.files import write_text
-from greentrain.plugins import is_file_spec
-from greentrain.profile_files import read_model_profile, write_device_profile, write_layer_times, write_model_profile
-from greentrain.units import format_quantity
+from greentrain.probing import Decision
+from greentrain.profile_files import read_model_profile
+from greentrain.units import format_quantity, parse_quantity
 
 if TYPE_CHECKING:
     from greentrain.reading import Meter
     from greentrain.workloads.workload import Workload
-    from greentrain_harness.profilers.device import TrialPlan
-    from greentrain_harness.sweep import SweepEstimate
+    from greentrain_harness.profilers.search import Outcome
 
 __all__ = ["command"]
 
 _DEFAULT_MODEL = "digits-cnn"
-_LAYER_SECONDS = 8.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Options:
-    """What was asked for, checked."""
-
-    device: str
-    models: tuple[str, ...]
-    points: str
-    control: str
-    window_s: float | None
-    most_trials: int
-    identity: str
-    kind: str
-    threads: int | None
-    cpus: tuple[int, ...]
-    folder: Path
-    sysroot: Path
-
-    @property
-    def command(self) -> str:
-        """The command that a reader can repeat."""
-        words = ["greentrain", "measure", "--device", self.device, "--id", self.identity, "--kind", self.kind]
-        for model in self.models or ("none",):
-            words += ["--model", model]
-        if self.points != CURRENT_POINT:
-            words += ["--points", self.points, "--control", self.control]
-        if self.threads is not None:
-            words += ["--threads", str(self.threads)]
-        if self.cpus:
-            words += ["--cpus", ",".join(map(str, self.cpus))]
-        return shlex.join(words)
+_LEAST_POINTS = 2
 
 
 class _Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +49,7 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
         spread_ratio: Largest spread of the trials; null when nothing was measured.
         files: Everything that was written.
         cluster_lines: Lines to add to cluster.toml; empty when it lists the device.
+        search: How the search for the best point ended; null without one.
     """
 
     device: str
@@ -95,6 +63,7 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
     spread_ratio: float | None
     files: tuple[str, ...]
     cluster_lines: str
+    search: Outcome | None
 
 
 @click.command("measure")
@@ -102,7 +71,19 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
     "--device", default="auto", show_default=True, help="auto, jetson, nvidia, cpu, wall, modelled, or a meter."
 )
 @click.option("--model", "models", multiple=True, help=f"Model to time (again for more), or none [{_DEFAULT_MODEL}].")
-@click.option("--points", type=click.Choice(["current", "all"]), default="current", show_default=True)
+@click.option(
+    "--points",
+    help="current, all, or a number: so many points, each the one that tells most about the best [current].",
+)
+@click.option("--budget", metavar="5m", help="Time for such a search; it ends earlier when the best point is known.")
+@click.option(
+    "--objective",
+    "minimise",
+    type=click.Choice(["energy", "time", "edp"]),
+    default="energy",
+    show_default=True,
+    help="What a search wants the best point of.",
+)
 @click.option(
     "--control", default="auto", show_default=True, help="What sets the points: nvpmodel, cpufreq, devfreq, nvml_limit."
 )
@@ -137,7 +118,9 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
 def command(
     device: str,
     models: tuple[str, ...],
-    points: str,
+    points: str | None,
+    budget: str | None,
+    minimise: Literal["energy", "time", "edp"],
     control: str,
     dry_run: bool,
     most_trials: int,
@@ -171,10 +154,12 @@ def command(
             link_serve, link_address, _name(identity, "--id"), folder, device=device, sysroot=sysroot, as_json=as_json
         )
         return
-    options = _Options(
+    options = MeasureOptions(
         device=device,
         models=_models(models),
-        points=points,
+        points=_points(points, budget),
+        budget_s=None if budget is None else parse_quantity(budget, "time", where="--budget", minimum=1.0),
+        decision=Decision(minimise=minimise),
         control=control,
         window_s=window,
         most_trials=most_trials,
@@ -193,25 +178,27 @@ def command(
     meter = open_named(device, sysroot=sysroot)
     workloads = _workloads(options, meter, explicit=bool(models), quiet=as_json)
     _set_threads(options)
-    if points == "all":
-        swept = _sweep(options, meter, workloads, dry_run=dry_run, as_json=as_json)
+    outcome = None
+    if options.points != CURRENT_POINT:
+        swept = sweep_device(options, meter, workloads, dry_run=dry_run, as_json=as_json)
         if swept is None:
             return
-        profile, files = swept
+        result, files = swept
+        profile, outcome = result.profile, result.outcome
     else:
         if dry_run:
             meter.close()
-            raise UsageError("--dry-run goes with --points all.", hint="The present point alone takes about 15 s.")
-        profile = _measure_device(options, meter, quiet=as_json)
-        files = [write_device_profile(folder, profile)]
-        for name, workload in workloads.items():
-            files += _measure_model(options, name, workload, quiet=as_json)
+            raise UsageError(
+                "--dry-run goes with --points all, a number of points, or --budget.",
+                hint="The present point alone takes about 15 s.",
+            )
+        profile, files = measure_device(options, meter, workloads, quiet=as_json)
     files += [_stage_table(folder, profile, workload.name) for workload in workloads.values()]
     lines = "" if listed else _cluster_lines(options, files[0])
     if lines and not CLUSTER_FILE.exists():
         files.append(_write_cluster(lines))
         lines = ""
-    _report(_result(profile, files, lines), as_json=as_json)
+    _report(_result(profile, files, lines, outcome), as_json=as_json)
 
 
 def _links(
@@ -247,6 +234,21 @@ def _models(models: tuple[str, ...]) -> tuple[str, ...]:
     return models or (_DEFAULT_MODEL,)
 
 
+def _points(points: str | None, budget: str | None) -> str:
+    """``current``, ``all`` or a number of points."""
+    chosen = points or (CURRENT_POINT if budget is None else "all")
+    if chosen == CURRENT_POINT and budget is not None:
+        raise UsageError(
+            "--budget and --points current were both given.", hint="The budget is for a search; leave --points away."
+        )
+    if chosen in (CURRENT_POINT, "all") or (chosen.isascii() and chosen.isdigit() and int(chosen) >= _LEAST_POINTS):
+        return chosen
+    raise UsageError(
+        f"--points is {chosen!r}, expected current, all, or a number of at least {_LEAST_POINTS}.",
+        hint="The present point is one of them.",
+    )
+
+
 def _name(value: str, option: str) -> str:
     try:
         require_id(value, what=option)
@@ -272,7 +274,7 @@ def _cpus(text: str) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _workloads(options: _Options, meter: Meter, *, explicit: bool, quiet: bool) -> dict[str, Workload]:
+def _workloads(options: MeasureOptions, meter: Meter, *, explicit: bool, quiet: bool) -> dict[str, Workload]:
     """The models to time, by what was asked for; on a GPU none yet."""
     if meter.name == "nvml" and options.models:
         if explicit:
@@ -290,108 +292,11 @@ def _workloads(options: _Options, meter: Meter, *, explicit: bool, quiet: bool) 
     return {name: load_workload(name) for name in options.models}
 
 
-def _set_threads(options: _Options) -> None:
+def _set_threads(options: MeasureOptions) -> None:
     if options.threads is not None or options.cpus:
         import torch
 
         torch.set_num_threads(options.threads or len(options.cpus))
-
-
-def _measure_device(options: _Options, meter: Meter, *, quiet: bool) -> DeviceProfile:
-    from greentrain_harness.profilers.device import profile_device
-
-    _say_device(options, meter, quiet=quiet)
-    return profile_device(
-        device_id=options.identity,
-        kind=options.kind,
-        meter=meter,
-        sysroot=options.sysroot,
-        plan=_plan(options),
-        command=options.command,
-        say=lambda text: say(f"  {text}", quiet=quiet),
-    )
-
-
-def _say_device(options: _Options, meter: Meter, *, quiet: bool) -> None:
-    say(f"Device {options.identity}: meter {meter.name}, source={meter.source} ({meter.note})", quiet=quiet)
-
-
-def _plan(options: _Options) -> TrialPlan:
-    from greentrain_harness.profilers.device import TrialPlan
-
-    if options.window_s is None:
-        return TrialPlan(most_trials=options.most_trials)
-    return TrialPlan(most_trials=options.most_trials, idle_s=options.window_s, load_s=options.window_s)
-
-
-def _sweep(
-    options: _Options, meter: Meter, workloads: dict[str, Workload], *, dry_run: bool, as_json: bool
-) -> tuple[DeviceProfile, list[Path]] | None:
-    """All operating points; None after a dry run, which only says how long it would take."""
-    from greentrain_harness.controls import open_control
-    from greentrain_harness.sweep import Sweep, estimate
-
-    files: list[Path] = []
-
-    def time_models(point: OperatingPoint) -> None:
-        for name, workload in workloads.items():
-            # The model's own file is the same at every point.
-            written = _measure_model(options, name, workload, point=point.name, quiet=as_json)
-            files.extend(path for path in written if path not in files)
-
-    sweep = Sweep(
-        device_id=options.identity,
-        kind=options.kind,
-        folder=options.folder,
-        sysroot=options.sysroot,
-        plan=_plan(options),
-        command=options.command,
-        settings=(*options.models, f"threads {options.threads}", f"cpus {options.cpus}"),
-        at_point=time_models,
-        at_point_s=_LAYER_SECONDS * len(workloads),
-        say=lambda text: say(f"  {text}", quiet=as_json),
-    )
-    try:
-        control = open_control(options.control, sysroot=options.sysroot, meter=meter.name)
-        if dry_run:
-            _print_estimate(estimate(sweep, meter, control), as_json=as_json)
-            meter.close()
-            return None
-    except GreentrainError:
-        meter.close()
-        raise
-    _say_device(options, meter, quiet=as_json)
-    profile = sweep.run(meter, control)
-    path = write_device_profile(options.folder, profile)
-    sweep.clear()
-    return profile, [path, *files]
-
-
-def _print_estimate(planned: SweepEstimate, *, as_json: bool) -> None:
-    if as_json:
-        emit_json(planned)
-        return
-    least, most = (format_quantity(seconds, "time") for seconds in (planned.least_s, planned.most_s))
-    click.echo(f"{len(planned.points)} points with {planned.control}: {', '.join(planned.points)}")
-    if planned.finished:
-        click.echo(f"already measured: {', '.join(planned.finished)}")
-    click.echo(f"{least} to {most}; every clock and cap is put back")
-
-
-def _measure_model(
-    options: _Options, name: str, workload: Workload, *, point: str = CURRENT_POINT, quiet: bool
-) -> list[Path]:
-    from greentrain_harness.profilers.layers import profile_model, time_layers
-
-    say(f"Model {workload.name}: timing its layers, about {_LAYER_SECONDS:g} s …", quiet=quiet)
-    model = profile_model(workload)
-    if is_file_spec(name):
-        # schedule and train load the user's own file again.
-        model = msgspec.structs.replace(model, workload=name)
-    times = time_layers(
-        workload, kind=options.kind, point=point, provenance_command=options.command, seconds_budget=_LAYER_SECONDS
-    )
-    return [write_model_profile(options.folder, model), write_layer_times(options.folder, times)]
 
 
 def _stage_table(folder: Path, profile: DeviceProfile, model: str) -> Path:
@@ -400,7 +305,7 @@ def _stage_table(folder: Path, profile: DeviceProfile, model: str) -> Path:
     return write_stage_table(folder, profile.device, read_model_profile(folder, model))
 
 
-def _cluster_lines(options: _Options, profile: Path) -> str:
+def _cluster_lines(options: MeasureOptions, profile: Path) -> str:
     """The ``[[device]]`` table of this device."""
     lab = os.environ.get("GREENTRAIN_LAB")
     fields: dict[str, str | int] = {
@@ -428,7 +333,7 @@ def _write_cluster(lines: str) -> Path:
     return CLUSTER_FILE
 
 
-def _result(profile: DeviceProfile, files: list[Path], lines: str) -> _Result:
+def _result(profile: DeviceProfile, files: list[Path], lines: str, outcome: Outcome | None) -> _Result:
     curve = profile.device.curve(CURRENT_POINT)
     return _Result(
         device=profile.device.id,
@@ -442,6 +347,7 @@ def _result(profile: DeviceProfile, files: list[Path], lines: str) -> _Result:
         spread_ratio=profile.provenance.spread_ratio,
         files=tuple(str(path) for path in files),
         cluster_lines=lines,
+        search=outcome,
     )
 
 
@@ -454,6 +360,8 @@ def _report(result: _Result, *, as_json: bool) -> None:
         f"{result.device}: {format_quantity(result.idle_w, 'power')} idle, "
         f"{format_quantity(result.busy_w, 'power')} busy{band}, source={result.source}, meter {result.meter}"
     )
+    if result.search is not None:
+        click.echo(result.search.text)
     for path in result.files:
         click.echo(f"wrote {path}")
     if result.cluster_lines:

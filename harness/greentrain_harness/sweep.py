@@ -1,22 +1,27 @@
-"""Sweep of operating points: every point that a control can set is measured, and everything is put back.
+"""Sweep of operating points: the points that a control can set are measured, and everything is put back.
 
-Each finished point is a file of its own in ``<folder>/<id>.sweep/``, so that an interrupted sweep goes on where
-it stopped. Between points the device cools down to the temperature that it started with, where one can be read.
+All points are measured, or with a :class:`Search` those that tell most about the best one; the others are then
+predicted, and marked. Each finished point is a file of its own in ``<folder>/<id>.sweep/``, so that an interrupted
+sweep goes on where it stopped. Between points the device cools down to the temperature that it started with, where one
+can be read.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from greentrain.device import CURRENT_POINT, Device, DeviceProfile, OperatingPoint
 from greentrain.errors import NotSupportedError, UnavailableError
 from greentrain.files import read_json, write_json
-from greentrain.power import PowerModel
+from greentrain.point_model import PointPosterior
+from greentrain.power import PowerCurve, PowerModel
 from greentrain.reading import Meter
 from greentrain_harness.controls import PointControl
 from greentrain_harness.environment import available_memory_bytes
@@ -29,9 +34,12 @@ from greentrain_harness.profilers.device import (
     measure_point,
     provenance,
 )
+from greentrain_harness.profilers.points import MeasuredPoints
+from greentrain_harness.profilers.predicted import predicted_curves
+from greentrain_harness.profilers.search import Outcome, Search, outcome, search_order
 from greentrain_harness.sampler import Sampler
 
-__all__ = ["POINT_SCHEMA", "Sweep", "SweepEstimate", "estimate", "hottest_c"]
+__all__ = ["POINT_SCHEMA", "Sweep", "SweepEstimate", "SweepResult", "estimate", "hottest_c"]
 
 POINT_SCHEMA = "greentrain.point/1"
 
@@ -39,6 +47,8 @@ _THERMAL = "sys/class/thermal"
 _COOL_BAND_C = 3.0
 _COOL_MOST_S = 120.0
 _COOL_STEP_S = 2.0
+# A search measures the present point and one of the control at least.
+_LEAST_SEARCHED = 2
 
 
 class _FinishedPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,10 +68,11 @@ class SweepEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         control: Name of the control.
-        points: Points that will be measured.
+        points: Points that will be measured; with a search, those that may be.
         finished: Points that an interrupted sweep has left.
         least_s: When every interval is tight after the least trials and nothing has to cool down.
         most_s: When all trials are needed and every cool-down takes its limit.
+        most_points: How many of the points will be measured at most.
     """
 
     control: str
@@ -69,6 +80,23 @@ class SweepEstimate(msgspec.Struct, frozen=True, kw_only=True):
     finished: tuple[str, ...]
     least_s: float
     most_s: float
+    most_points: int
+
+
+class SweepResult(NamedTuple):
+    """What a sweep gives.
+
+    Attributes:
+        profile: The device, with predicted points behind the measured ones.
+        points: What was measured.
+        outcome: How a search ended; None when all points were measured.
+        posterior: Of all points that can be set; None likewise, or when none of them was measured.
+    """
+
+    profile: DeviceProfile
+    points: MeasuredPoints
+    outcome: Outcome | None = None
+    posterior: PointPosterior | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +111,10 @@ class Sweep:
         plan: How often and how long at every point.
         command: Written into the provenance.
         settings: Anything else that makes a finished point another one, such as the number of threads.
-        at_point: Called at every point after its power was measured, while it is still set.
+        at_point: Called at every point after its power was measured, while it is still set; gives the seconds per
+            sample of the models that it timed.
         at_point_s: How long that takes, seconds.
+        search: Which points to measure; None for all of them.
         say: Told about progress.
     """
 
@@ -95,8 +125,9 @@ class Sweep:
     plan: TrialPlan = field(default_factory=TrialPlan)
     command: str = "greentrain measure --points all"
     settings: tuple[str, ...] = ()
-    at_point: Callable[[OperatingPoint], None] | None = None
+    at_point: Callable[[OperatingPoint], Mapping[str, float] | None] | None = None
     at_point_s: float = 0.0
+    search: Search | None = None
     say: Callable[[str], None] = print
 
     @property
@@ -104,8 +135,8 @@ class Sweep:
         """Where finished points wait for the others."""
         return self.folder / f"{self.device_id}.sweep"
 
-    def run(self, meter: Meter, control: PointControl, *, load: Load | None = None) -> DeviceProfile:
-        """Measure the present point and all points of a control.
+    def run(self, meter: Meter, control: PointControl, *, load: Load | None = None) -> SweepResult:
+        """Measure the present point and points of a control.
 
         Args:
             meter: An open meter; it is closed at the end.
@@ -120,12 +151,42 @@ class Sweep:
         _require_sensor(meter)
         plan = self.plan.settled_for(meter)
         unit = load or matmul_load(meter)
+        done: dict[str, PointFigures] = {}
+        refused: list[str] = []
         with Sampler(meter, clock=plan.pace.clock, background=plan.pace.background) as sampler, control:
             cool_c = hottest_c(self.sysroot)
             if cool_c is None:
                 self.say(f"no thermal zone under {self.sysroot / _THERMAL}: points follow each other without cooling")
-            done = [self._point(name, sampler, control, meter, plan, unit, cool_c) for name in _names(control)]
-        return self._profile([figures for figures in done if figures is not None], meter)
+            if self.search is not None:
+                done |= self._kept(control, meter)
+            for name in self._order(control, plan, done, refused):
+                figures = self._point(name, sampler, control, meter, plan, unit, cool_c)
+                if figures is None:
+                    refused.append(name)
+                else:
+                    done[name] = figures
+        return self._result(control, meter, done, refused)
+
+    def _kept(self, control: PointControl, meter: Meter) -> dict[str, PointFigures]:
+        """Everything that an interrupted sweep has left of this control, said."""
+        names = _names(control)
+        kept = {name: seen for name, seen in self.finished(control.name, meter.name).items() if name in names}
+        for name in kept:
+            self.say(f"point {name}: kept from the interrupted sweep")
+        return kept
+
+    def _order(
+        self, control: PointControl, plan: TrialPlan, done: Mapping[str, PointFigures], refused: list[str]
+    ) -> Iterator[str]:  # fmt: skip
+        if self.search is None:
+            yield from _names(control)
+            return
+        start_s = plan.pace.clock()
+        yield from search_order(
+            self.search, [control.operating_point(name) for name in control.points()], done, refused,
+            spent_s=lambda: plan.pace.clock() - start_s, probe_s=plan.seconds(plan.trials) + self.at_point_s,
+            say=self.say,
+        )  # fmt: skip
 
     def finished(self, control: str, meter: str) -> dict[str, PointFigures]:
         """Points that an interrupted sweep of the same settings has left."""
@@ -166,34 +227,54 @@ class Sweep:
         self.say(f"point {name}")
         figures = measure_point(sampler, unit, plan, point=point, say=self.say)
         if self.at_point is not None:
-            self.at_point(point)
+            figures = msgspec.structs.replace(figures, sample_s=dict(self.at_point(point) or {}))
         finished = _FinishedPoint(key=self._key(control.name, meter.name), figures=figures)
         write_json(self.points_folder / f"{name}.json", finished, schema=POINT_SCHEMA)
         return figures
 
-    def _profile(self, done: list[PointFigures], meter: Meter) -> DeviceProfile:
+    def _result(
+        self, control: PointControl, meter: Meter, done: Mapping[str, PointFigures], refused: list[str]
+    ) -> SweepResult:
+        figures = sorted(done.values(), key=lambda seen: _names(control).index(seen.point.name))
+        points = MeasuredPoints(
+            device_id=self.device_id, kind=self.kind, control=control.name, meter=meter.name, source=meter.source,
+            figures=tuple(figures),
+        )  # fmt: skip
+        if self.search is None:
+            return SweepResult(self._profile(figures, {}, meter), points)
+        settable = [control.operating_point(name) for name in control.points() if name not in refused]
+        ended, posterior = outcome(self.search, settable, done)
+        predicted = predicted_curves(posterior, ended.predicted, figures) if posterior is not None else {}
+        return SweepResult(self._profile(figures, predicted, meter, ended.text), points, ended, posterior)
+
+    def _profile(
+        self, done: list[PointFigures], predicted: dict[OperatingPoint, PowerCurve], meter: Meter, ended: str = ""
+    ) -> DeviceProfile:
         current = done[0]
         peaks = ", ".join(f"{figures.point.name} {figures.peak_per_s:.0f}/s" for figures in done)
         missing = [f"{figures.point.name}: {figures.more_trials}" for figures in done if figures.more_trials > 0]
-        remark = f"more trials needed for ±5 %: {', '.join(missing)}; " if missing else ""
+        remarks = [f"more trials needed for ±5 %: {', '.join(missing)}"] if missing else []
+        remarks += [ended] if ended else []
         certificate = provenance(
             meter, self.command, min(figures.trials_n for figures in done),
             max(figures.spread_ratio for figures in done), self.sysroot,
         )  # fmt: skip
+        what = f"sweep of {len(done)} points with {meter.name}; peaks in matrix products: {peaks}"
+        marked = f"; modelled, not measured: {', '.join(point.name for point in predicted)}" if predicted else ""
         return DeviceProfile(
             device=Device(
                 id=self.device_id,
                 kind=self.kind,
                 memory_bytes=available_memory_bytes(),
-                points=tuple(figures.point for figures in done),
+                points=(*(figures.point for figures in done), *predicted),
                 power=PowerModel(
                     idle_w=current.idle_w,
-                    curves=tuple(figures.curve for figures in done),
+                    curves=(*(figures.curve for figures in done), *predicted.values()),
                     source=meter.source,
-                    provenance=f"sweep of {len(done)} points with {meter.name}; peaks in matrix products: {peaks}",
+                    provenance=what + marked,
                 ),
             ),
-            provenance=msgspec.structs.replace(certificate, note=remark + certificate.note),
+            provenance=msgspec.structs.replace(certificate, note="; ".join([*remarks, certificate.note])),
         )
 
 
@@ -207,13 +288,22 @@ def estimate(sweep: Sweep, meter: Meter, control: PointControl) -> SweepEstimate
     plan = sweep.plan.settled_for(meter)
     finished = sweep.finished(control.name, meter.name)
     left = [name for name in _names(control) if name not in finished]
-    cooled = len([name for name in left if name != CURRENT_POINT]) if hottest_c(sweep.sysroot) is not None else 0
+    most = least = len(left)
+    if sweep.search is not None:
+        if sweep.search.most_points is not None:
+            most = min(most, max(sweep.search.most_points - len(finished), 0))
+        least = min(most, _LEAST_SEARCHED)
+    cooled = max(most - (CURRENT_POINT in left), 0) if hottest_c(sweep.sysroot) is not None else 0
+    budget_s = math.inf if sweep.search is None or sweep.search.budget_s is None else sweep.search.budget_s
+    least_s = least * (plan.seconds(plan.trials) + sweep.at_point_s)
+    most_s = most * (plan.seconds(plan.most_trials) + sweep.at_point_s) + cooled * _COOL_MOST_S
     return SweepEstimate(
         control=control.name,
         points=tuple(left),
         finished=tuple(finished),
-        least_s=len(left) * (plan.seconds(plan.trials) + sweep.at_point_s),
-        most_s=len(left) * (plan.seconds(plan.most_trials) + sweep.at_point_s) + cooled * _COOL_MOST_S,
+        least_s=min(least_s, budget_s),
+        most_s=min(most_s, budget_s),
+        most_points=most,
     )
 
 

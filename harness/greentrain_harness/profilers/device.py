@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,6 +35,7 @@ from greentrain_harness.trial import interval_ratio, more_trials_needed
 
 __all__ = [
     "Load",
+    "LoadWindow",
     "Pace",
     "PointFigures",
     "Trial",
@@ -89,6 +91,18 @@ class Trial:
     power_w: float
 
 
+class LoadWindow(NamedTuple):
+    """One measured window, as it is kept on disk.
+
+    Attributes:
+        share: Work done over this point's own peak; 0 for idle.
+        power_w: Mean power.
+    """
+
+    share: float
+    power_w: float
+
+
 class PointFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was measured at one operating point.
 
@@ -101,6 +115,8 @@ class PointFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         spread_ratio: Largest standard deviation of a share's power over its mean.
         interval_ratio: Largest half width of a 95 % interval over its mean.
         more_trials: Rounds that are still missing for 5 %; 0 when the interval is tight.
+        windows: Every window behind the curve.
+        sample_s: Seconds per sample of each model that was timed at this point.
     """
 
     point: OperatingPoint
@@ -111,6 +127,8 @@ class PointFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     spread_ratio: float
     interval_ratio: float
     more_trials: int
+    windows: tuple[LoadWindow, ...] = ()
+    sample_s: dict[str, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +173,7 @@ def profile_device(
     device: Device | None = None,
     load: Load | None = None,
     say: Callable[[str], None] | None = None,
+    keep: Callable[[PointFigures], None] | None = None,
 ) -> DeviceProfile:
     """Measure this machine at its present operating point; other points need a control (``sweep.py``).
 
@@ -168,6 +187,7 @@ def profile_device(
         device: A known device whose power model stands in when the meter is modelled.
         load: One unit of work; a matrix product where the meter looks when not given.
         say: Told about progress.
+        keep: Given what was measured, behind the curve; nothing where nothing was.
 
     Raises:
         UnavailableError: The meter sees only GPUs and PyTorch cannot use them.
@@ -180,6 +200,8 @@ def profile_device(
     point = OperatingPoint(name=CURRENT_POINT)
     with Sampler(meter, clock=plan.pace.clock, background=plan.pace.background) as sampler:
         figures = measure_point(sampler, load or matmul_load(meter), plan, point=point, say=say or _silent)
+    if keep is not None:
+        keep(figures)
     return DeviceProfile(
         device=Device(
             id=device_id,
@@ -332,6 +354,9 @@ def _figures(measured: list[Trial], point: OperatingPoint, rounds: int, missing:
         spread_ratio=max(_spread_ratio(values) for values in powers_w.values()),
         interval_ratio=max(interval_ratio(values) for values in powers_w.values()),
         more_trials=missing,
+        windows=tuple(
+            LoadWindow(round(share, 6), round(trial.power_w, 6)) for share, trial in zip(shares, measured, strict=True)
+        ),
     )
 
 

@@ -1,0 +1,153 @@
+"""Which operating point to measure next: the one whose measurement is expected to help the decision most.
+
+The decision is one operating point: the least energy, time or product of both. Its regret is what the chosen point
+costs above the best one, as a ratio. Nobody knows the best one before all are measured, but the joint draws of a
+posterior say what to expect. The next point is found by the knowledge gradient (Frazier, Powell and Dayanik, 2009):
+how far the least expected value falls, on average, once that point's time and power are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from greentrain._checks import require_positive
+from greentrain.device import OperatingPoint
+from greentrain.point_model import PointObservation, PointPosterior, first_points
+
+__all__ = ["ENOUGH_RATIO", "Decision", "Proposal", "next_probe", "start_points"]
+
+# Below this expected regret nothing more needs to be measured.
+ENOUGH_RATIO = 0.01
+
+_DRAWS_N = 1024
+_NODES_N = 11
+# Being late by 1 % costs as much as 20 % of the objective: a limit, yet smooth enough to be learned about.
+_LATE_POWER = 20.0
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What the chosen operating point is to be best at.
+
+    Attributes:
+        minimise: Joules, seconds, or their product, each per unit of work.
+        max_time_s: Seconds that a unit of work may take; None where any time will do.
+    """
+
+    minimise: Literal["energy", "time", "edp"] = "energy"
+    max_time_s: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(max_time_s=self.max_time_s)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to measure next, and how good the choice is so far.
+
+    Attributes:
+        index: Point to measure next; None when measuring may end.
+        expected_regret_ratio: What the present choice is expected to cost above the best point, as a ratio.
+        chosen_index: The present choice.
+        reason: Why, in one sentence without a full stop.
+    """
+
+    index: int | None
+    expected_regret_ratio: float
+    chosen_index: int
+    reason: str
+
+
+def next_probe(posterior: PointPosterior, observed_indices: Collection[int], *, decision: Decision) -> Proposal:
+    """The point to measure next; the same for the same input.
+
+    Measuring ends when every point was measured, or when the choice was and its expected regret is below 1 %.
+
+    Args:
+        posterior: Time and power of every point P, fitted to what was measured.
+        observed_indices: Points that were measured.
+        decision: What the choice is to be best at.
+    """
+    time_s_SP, power_w_SP = posterior.draws(_DRAWS_N, seed=0)
+    log_time_SP, log_power_SP = np.log(time_s_SP), np.log(power_w_SP)
+    value_SP = _log_values(log_time_SP, log_power_SP, decision)
+    # Expected ratio above the best point of the same draw.
+    regret_P = np.expm1(value_SP - value_SP.min(axis=1, keepdims=True)).mean(axis=0)
+    chosen = int(np.argmin(regret_P))
+    regret = float(regret_P[chosen])
+    names = [point.name for point in posterior.points]
+    left = [index for index in range(len(names)) if index not in set(observed_indices)]
+
+    def propose(index: int | None, reason: str) -> Proposal:
+        return Proposal(index, regret, chosen, reason)
+
+    if not left:
+        return propose(None, "every point was measured")
+    if regret < ENOUGH_RATIO:
+        if chosen not in left:
+            return propose(None, f"the expected regret of {names[chosen]} is {regret:.1%}, below {ENOUGH_RATIO:.0%}")
+        return propose(chosen, f"the choice {names[chosen]} rests on a prediction")
+    gain_L = [_gain(log_time_SP[:, index], log_power_SP[:, index], value_SP) for index in left]
+    if max(gain_L) < ENOUGH_RATIO * regret:
+        # No single measurement is expected to change the choice: look where the choice loses most.
+        gain_L = [
+            float(np.maximum(value_SP[:, chosen] - value_SP[:, index], 0.0).mean()) if index != chosen else 0.0
+            for index in left
+        ]
+    best = left[int(np.argmax(gain_L))]
+    return propose(best, f"it is expected to tell most about the choice, {names[chosen]} so far, regret {regret:.1%}")
+
+
+def start_points(
+    points: Sequence[OperatingPoint], *, prior: Sequence[Sequence[PointObservation]] = ()
+) -> tuple[OperatingPoint, ...]:
+    """The points to measure before the first proposal: the highest alone where earlier sweeps say how the rest follows.
+
+    Args:
+        points: All points.
+        prior: Earlier sweeps of this board or its kind.
+    """
+    return first_points(points, 1 if prior else 2)
+
+
+def _log_values(log_time_SP: np.ndarray, log_power_SP: np.ndarray, decision: Decision) -> np.ndarray:
+    """Logarithm of the objective, with a steep price on being late."""
+    if decision.minimise == "time":
+        value_SP = log_time_SP
+    elif decision.minimise == "edp":
+        value_SP = 2 * log_time_SP + log_power_SP
+    else:
+        value_SP = log_time_SP + log_power_SP
+    if decision.max_time_s is None:
+        return value_SP
+    return value_SP + _LATE_POWER * np.maximum(log_time_SP - np.log(decision.max_time_s), 0.0)
+
+
+def _gain(log_time_S: np.ndarray, log_power_S: np.ndarray, value_SP: np.ndarray) -> float:
+    """Expected fall of the least expected value once one point's time and power are known.
+
+    Knowing them shifts every point's mean by its regression on both (normal logarithms); the expectation over what
+    will be found is a Gauss-Hermite sum over the two whitened directions.
+    """
+    seen_SC = np.stack([log_time_S, log_power_S], axis=1)
+    seen_SC = seen_SC - seen_SC.mean(axis=0)
+    mean_P = value_SP.mean(axis=0)
+    covariance_CC = seen_SC.T @ seen_SC / len(seen_SC) + 1e-12 * np.eye(2)
+    shared_CP = seen_SC.T @ (value_SP - mean_P) / len(seen_SC)
+    shift_CP = np.linalg.solve(np.linalg.cholesky(covariance_CC), shared_CP)
+    least_K = (mean_P + _NODES_KC @ shift_CP).min(axis=1)
+    return float(mean_P.min() - _WEIGHTS_K @ least_K)
+
+
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    node_N, weight_N = np.polynomial.hermite_e.hermegauss(_NODES_N)
+    weight_N = weight_N / weight_N.sum()
+    first_KC, second_KC = np.meshgrid(node_N, node_N, indexing="ij")
+    return np.stack([first_KC.ravel(), second_KC.ravel()], axis=1), np.outer(weight_N, weight_N).ravel()
+
+
+_NODES_KC, _WEIGHTS_K = _nodes()
