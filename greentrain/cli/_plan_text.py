@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from greentrain.cli._models_plan import is_predicted, plan_findings
 from greentrain.objective import Problem
 from greentrain.plan import Plan, parallelism_name
 from greentrain.units import format_quantity
@@ -55,11 +56,21 @@ def plan_text(plan: Plan, problem: Problem) -> str:
 
 def _remarks(plan: Plan, problem: Problem) -> list[str]:
     """What a reader must know before comparing figures of different origin."""
-    found: list[str] = []
+    found = [f"not measured: {finding.line}" for finding in plan_findings(plan, problem)]
+    predicted = {
+        (device.kind, point.name)
+        for device in problem.cluster.devices
+        for point in device.points
+        if is_predicted(device, point.name)
+    }
     estimated = sorted(
         device.id
         for device in problem.cluster.devices
-        if any(times.provenance.source == "modelled" for times in problem.model.times if times.kind == device.kind)
+        if any(
+            times.provenance.source == "modelled" and (times.kind, times.point) not in predicted
+            for times in problem.model.times
+            if times.kind == device.kind
+        )
     )
     if estimated:
         found.append(

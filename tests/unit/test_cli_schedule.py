@@ -15,7 +15,7 @@ import pytest
 from command import Command
 from work_folder import make_work_folder
 
-from greentrain.cli import measure
+from greentrain.cli._measure import MeasureOptions, measure_model
 from greentrain.profile_files import read_model_profile
 from greentrain.workloads import load_workload
 from greentrain_harness.profilers import layers
@@ -106,8 +106,8 @@ def test_a_model_of_ones_own_is_found_again_after_measuring(
     monkeypatch.setattr(layers, "time_layers", lambda *_, **__: times)  # pyright: ignore[reportUnknownLambdaType]
     (folder / "profiles" / "toy-net.model.json").unlink()
     options = SimpleNamespace(folder=folder / "profiles", kind="a", command="greentrain measure")
-    measure._measure_model(
-        cast("measure._Options", options), "net.py:workload", load_workload("net.py:workload"), quiet=True
+    measure_model(
+        cast("MeasureOptions", options), "net.py:workload", load_workload("net.py:workload"), quiet=True
     )  # fmt: skip
     assert read_model_profile(folder / "profiles", "toy-net").workload == "net.py:workload"
     assert greentrain("schedule").code == 0

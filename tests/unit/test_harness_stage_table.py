@@ -78,7 +78,7 @@ def test_joules_are_busy_watts_times_seconds_and_unknown_is_empty(tmp_path: Path
 
 def test_measure_writes_the_table_beside_the_layer_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(importlib.import_module("greentrain.cli.measure"), "_LAYER_SECONDS", 0.3)
+    monkeypatch.setattr(importlib.import_module("greentrain.cli._measure"), "LAYER_SECONDS", 0.3)
     with pytest.raises(SystemExit) as ended:
         main(["measure", "--device", "modelled", "--id", "box", "--model", "digits-cnn", "--window", "0.02", "--json"])
     assert ended.value.code == 0
