@@ -17,6 +17,7 @@ from greentrain.errors import UsageError
 from greentrain.files import writing
 from greentrain.power import Source
 from greentrain.reading import Channel, Meter, Sample, Scope
+from greentrain_harness.meters._roots import RootMeter, root_rate_hz
 
 __all__ = ["SAMPLES_SCHEMA", "Recorder", "Recording", "read_recording"]
 
@@ -106,9 +107,21 @@ class Recorder:
         """Note of the recorded meter."""
         return self._meter.note
 
+    @property
+    def root_rate_hz(self) -> float:
+        """Rate of the recorded meter's roots."""
+        return root_rate_hz(self._meter)
+
     def sample(self) -> Sample:
         """Sample the meter and write what it said."""
-        sample = self._meter.sample()
+        return self._written(self._meter.sample())
+
+    def sample_roots(self) -> Sample:
+        """Sample the roots, where the meter can read them alone, and write what it said."""
+        meter = self._meter
+        return self._written(meter.sample_roots() if isinstance(meter, RootMeter) else meter.sample())
+
+    def _written(self, sample: Sample) -> Sample:
         if self.fault is None:
             try:
                 self._stream.write(msgspec.json.encode([sample.t_s, sample.values]) + b"\n")

@@ -16,6 +16,8 @@ from greentrain.errors import UsageError
 from greentrain.power import Source
 from greentrain.reading import Channel, EnergyRecorder, Sample, Scope, Span
 from greentrain_harness.integration import power_energy
+from greentrain_harness.meters._roots import next_looks
+from greentrain_harness.meters._wall_side import at_wall
 from greentrain_harness.meters.boards import board_named
 from greentrain_harness.meters.ina3221 import open_meter
 from greentrain_harness.meters.replay import open_recording
@@ -273,6 +275,96 @@ def test_one_sample_of_six_rails_costs_little(tmp_path: Path) -> None:
         batches_s.append((time.thread_time() - start_s) / 100)
     sampler.close()
     assert min(batches_s) < 0.01 / 50, "1 % of a core at 50 Hz"
+
+
+class RootsFirst(FakeMeter):
+    """A board's total, and one rail below it that is read less often."""
+
+    root_rate_hz = 150.0
+
+    def __init__(self, *loads: Load) -> None:
+        channels = (Channel(name="IN", quantity="power_w"), Channel(name="GPU", quantity="power_w", parent="IN"))
+        super().__init__(*loads, channels=channels, rate_hz=50.0)
+
+    def sample_roots(self) -> Sample:
+        return Sample(t_s=self.t_s, values=(self.loads[0](self.t_s), None))
+
+
+def test_roots_that_are_read_oftener_leave_no_gap_in_the_rest(tmp_path: Path) -> None:
+    meter = RootsFirst(steps, lambda t_s: steps(t_s) / 2)
+    recorder = Recorder(at_wall(meter, scale=2.0, offset_w=1.0), tmp_path / "r.jsonl")
+    assert recorder.root_rate_hz == 150.0
+    sampler = Sampler(recorder, clock=lambda: meter.t_s, background=False)
+    for index in range(450):
+        meter.t_s = index / 150
+        sampler.sample_now(roots=index % 3 > 0)
+    assert sampler.rate_hz == 150.0
+    truth_j = steps_energy_j(0.5, 2.5)
+    span = sampler.span(0.5, 2.5)
+    assert span.gap_s == 0.0
+    assert span.channels_j["IN"] == pytest.approx(truth_j, rel=0.01)
+    assert span.energy_j == pytest.approx(2.0 * truth_j + 2.0, rel=0.01)
+    assert span.channels_j["GPU"] == pytest.approx(truth_j / 2, rel=0.03)
+    sampler.close()
+    samples = read_recording(tmp_path / "r.jsonl").samples
+    assert sum(sample.values[2] is None for sample in samples) == 300
+
+
+def test_the_currents_of_the_total_are_read_alone(tmp_path: Path) -> None:
+    tree = write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    meter = open_meter(sysroot=tmp_path)
+    assert meter.sample_roots().values == (None, None, None), "without a voltage there are no watts"
+    whole = meter.sample()
+    assert meter.sample_roots().values == (whole.values[0], None, None)
+    (tree.folders["VDD_IN"] / "in1_input").write_text("")
+    assert meter.sample().values[0] is None
+    assert meter.sample_roots().values[0] is None, "nor with one that was lost"
+    meter.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "update_s"), [("7", 0.007), ("106", 0.106), ("", 0.0066), ("0", 0.0066), ("9999", 0.0066)]
+)
+def test_a_chip_that_averages_says_how_often_it_refreshes(text: str, update_s: float, tmp_path: Path) -> None:
+    tree = write_jetson_tree(tmp_path, board_named("orin-nx"))
+    (tree.folders["VDD_IN"] / "update_interval").write_text(f"{text}\n")
+    meter = open_meter(sysroot=tmp_path)
+    assert {channel.update_s for channel in meter.channels} == {update_s}
+    meter.close()
+
+
+@pytest.mark.parametrize(
+    ("looks", "core_ratio", "busy_ratio", "then"),
+    [(3, 0.031, 0.0, 2), (3, 0.0, 0.31, 2), (1, 0.5, 0.9, 1), (2, 0.015, 0.1, 3), (2, 0.02, 0.1, 2), (3, 0.0, 0.0, 3)],
+)
+def test_the_total_is_read_as_often_as_processor_and_bus_bear(
+    looks: int, core_ratio: float, busy_ratio: float, then: int
+) -> None:
+    assert next_looks(looks, 3, core_ratio=core_ratio, busy_ratio=busy_ratio) == then
+
+
+def test_the_thread_reads_roots_between_looks_at_all_channels() -> None:
+    enough = threading.Event()
+
+    class Counting(RootsFirst):
+        looks = ""
+
+        def sample(self) -> Sample:
+            self.t_s += 0.001
+            self.looks += "a"
+            if len(self.looks) > 40:
+                enough.set()
+            return super().sample()
+
+        def sample_roots(self) -> Sample:
+            self.t_s += 0.001
+            self.looks += "r"
+            return super().sample_roots()
+
+    meter = Counting(lambda _: 5.0, lambda _: 2.0)
+    with Sampler(meter):
+        assert enough.wait(timeout=20)
+    assert "arra" in meter.looks
 
 
 def test_a_day_at_50_hz_fits_in_200_mb() -> None:

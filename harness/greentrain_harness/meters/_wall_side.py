@@ -11,6 +11,7 @@ import msgspec
 from greentrain.errors import NotSupportedError, UsageError
 from greentrain.power import Source
 from greentrain.reading import Channel, Meter, Sample, Scope
+from greentrain_harness.meters._roots import RootMeter, root_rate_hz
 
 __all__ = ["WallSideMeter", "at_wall"]
 
@@ -33,6 +34,7 @@ class WallSideMeter:
         self.source: Source = "modelled"
         self.scope: Scope = meter.scope
         self.rate_hz = meter.rate_hz
+        self.root_rate_hz = root_rate_hz(meter)
         self.note = f"total = {scale:g} × the rails + {offset_w:g} W, as stated by the user; {meter.note}"
         wall = Channel(
             name=_NAME,
@@ -47,7 +49,14 @@ class WallSideMeter:
 
     def sample(self) -> Sample:
         """The rails, and the wall computed from them; None where a root did not answer."""
-        sample = self._meter.sample()
+        return self._with_wall(self._meter.sample())
+
+    def sample_roots(self) -> Sample:
+        """The wall from the rails that form it, where the meter can read them alone."""
+        meter = self._meter
+        return self._with_wall(meter.sample_roots() if isinstance(meter, RootMeter) else meter.sample())
+
+    def _with_wall(self, sample: Sample) -> Sample:
         if self._start_s is None:
             self._start_s = sample.t_s
         roots = [sample.values[index] for index in self._roots]

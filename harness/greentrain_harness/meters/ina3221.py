@@ -22,11 +22,25 @@ from greentrain.reading import Channel, Clock, Sample, Scope
 from greentrain_harness.meters._files import SensorFile, read_text
 from greentrain_harness.meters.boards import GAIN_ERROR_RATIO, Board, identify_board, unknown_board
 
-__all__ = ["LAB_FILE", "Ina3221Meter", "LabNode", "detect", "lab_node", "open_meter"]
+__all__ = [
+    "LAB_FILE",
+    "RATE_HZ",
+    "ROOT_RATE_HZ",
+    "UPDATE_S",
+    "Ina3221Meter",
+    "LabNode",
+    "detect",
+    "lab_node",
+    "open_meter",
+]
 
-# All rails cost about 4 ms over I²C; the chip itself refreshes every 6.6 ms.
-_RATE_HZ = 50.0
-_UPDATE_S = 0.0066
+# A register costs about 0.55 ms over I²C. All rails are read as often as their bus bears; the board's total nearly
+# as often as the chip refreshes, since an edge of the load hides for as long as a look and a refresh.
+RATE_HZ = 50.0
+ROOT_RATE_HZ = 150.0
+UPDATE_S = 0.0066
+# A chip set to average refreshes less often; no board does so less than once a second.
+_MOST_UPDATE_MS = 1000
 _IIO = "sys/bus/i2c/drivers/ina3221x"
 _HWMON = "sys/bus/i2c/drivers/ina3221"
 _INA238 = "sys/bus/i2c/drivers/ina238"
@@ -66,27 +80,38 @@ class _Found:
     label: str
     paths: tuple[Path, ...]
     scale_w: float
+    update_s: float = UPDATE_S
 
 
 class _RailReader:
     """Power of one rail now."""
 
     def __init__(self, found: _Found) -> None:
-        self._files = tuple(SensorFile(path) for path in found.paths)
+        *slow, self._quick = (SensorFile(path) for path in found.paths)
+        self._slow = tuple(slow)
         self._scale_w = found.scale_w
+        self._held: float | None = None
 
     def power_w(self) -> float | None:
-        product = self._scale_w
-        for file in self._files:
+        """Watts from all files."""
+        held = self._scale_w
+        for file in self._slow:
             value = file.read()
             if value is None:
+                self._held = None
                 return None
-            product *= value
+            held *= value
+        self._held = held
+        return self.quick_w()
+
+    def quick_w(self) -> float | None:
+        """Watts with the voltage of the last full look: it moves by a percent where the current moves manifold."""
+        value = None if self._held is None else self._quick.read()
         # A shunt's offset can make an unloaded rail read slightly below nothing.
-        return max(product, 0.0)
+        return None if value is None or self._held is None else max(self._held * value, 0.0)
 
     def close(self) -> None:
-        for file in self._files:
+        for file in (*self._slow, self._quick):
             file.close()
 
 
@@ -103,13 +128,23 @@ class Ina3221Meter:
         self.source: Source = source
         self.scope: Scope = "board"
         self.channels = channels
-        self.rate_hz = _RATE_HZ
+        self.rate_hz = RATE_HZ
+        self.root_rate_hz = ROOT_RATE_HZ
         self.note = note
+        self._root_readers = tuple(
+            reader if channel.parent is None else None for reader, channel in zip(readers, channels, strict=True)
+        )
 
     def sample(self) -> Sample:
         """Read every rail; a rail that does not answer gives None."""
         before_s = self._clock()
-        values = tuple(reader.power_w() for reader in self._readers)
+        values = tuple([reader.power_w() for reader in self._readers])
+        return Sample(t_s=(before_s + self._clock()) / 2, values=values)
+
+    def sample_roots(self) -> Sample:
+        """Read the current of the rails that form the total; all others are None."""
+        before_s = self._clock()
+        values = tuple([None if reader is None else reader.quick_w() for reader in self._root_readers])
         return Sample(t_s=(before_s + self._clock()) / 2, values=values)
 
     def close(self) -> None:
@@ -165,7 +200,7 @@ def open_meter(*, sysroot: Path = Path("/"), device: Device | None = None) -> In
             parent=rail.parent,
             gain_error_ratio=GAIN_ERROR_RATIO,
             offset_error_w=rail.offset_error_w,
-            update_s=_UPDATE_S,
+            update_s=found[rail.label].update_s,
         )
         for rail in rails
     )
@@ -217,15 +252,24 @@ def _iio_rails(sysroot: Path) -> list[_Found]:
 def _hwmon_rails(sysroot: Path) -> list[_Found]:
     rails: list[_Found] = []
     for chip in _hwmon_chips(sysroot, _HWMON, "ina3221"):
+        update_s = _chip_update_s(chip)
         # in4…in7 and curr4 are shunt voltages and the sum channel: not rails.
         for number in (1, 2, 3):
             label = read_text(chip / f"in{number}_label")
             if label is not None:
-                rails.append(_Found(label, (chip / f"in{number}_input", chip / f"curr{number}_input"), 1e-6))
+                paths = (chip / f"in{number}_input", chip / f"curr{number}_input")
+                rails.append(_Found(label, paths, 1e-6, update_s))
     for chip in _hwmon_chips(sysroot, _INA238, "ina238"):
         label = next((text for name in ("power1", "in1") if (text := read_text(chip / f"{name}_label"))), _INA238_LABEL)
         rails.append(_Found(label, (chip / "power1_input",), 1e-6))
     return rails
+
+
+def _chip_update_s(chip: Path) -> float:
+    """How often the chip refreshes, where its driver tells (whole milliseconds)."""
+    text = read_text(chip / "update_interval") or ""
+    told_ms = int(text) if text.isdecimal() and len(text) <= 4 else 0
+    return max(told_ms / 1e3, UPDATE_S) if told_ms <= _MOST_UPDATE_MS else UPDATE_S
 
 
 def _hwmon_chips(sysroot: Path, driver: str, name: str) -> list[Path]:
