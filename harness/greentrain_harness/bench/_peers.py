@@ -1,4 +1,4 @@
-"""Other tools, unmodified, on the same emulated trees: zeus on Jetson rails, zeus and codecarbon on RAPL.
+"""Other tools, unmodified, on the same emulated trees: zeus and jtop on Jetson rails, zeus and codecarbon on RAPL.
 
 They know only /sys, so that the tree is mounted over it in a mount namespace of its own (root). zeus is told
 that the processor is a Jetson's; nothing else of it is touched.
@@ -10,9 +10,10 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from greentrain_harness.bench._jtop_peer import jtop_says
 from greentrain_harness.bench._rapl_peers import compare_rapl, rapl_peers
 from greentrain_harness.meters import open_named
 from greentrain_harness.meters.boards import BOARDS
@@ -22,6 +23,9 @@ __all__ = ["peer_rows"]
 
 _TOTAL_W = 12.0
 _TIMEOUT_S = 60.0
+
+# Module and package of the other tools.
+_PEERS = {"zeus": "zeus", "codecarbon": "codecarbon", "jtop": "jtop (jetson-stats)"}
 
 # Mounts the emulated folders over /sys, and an /etc that names a Jetson, then runs the peer.
 _ENTER = """
@@ -45,33 +49,38 @@ soc._stop_process()
 """
 
 
-def peer_rows(python: str, folder: Path) -> Iterator[tuple[str, str]]:
+def peer_rows(pythons: Sequence[str], folder: Path) -> Iterator[tuple[str, str]]:
     """What another tool says, or why it could not be asked; pairs of what and figure.
 
     Args:
-        python: A Python that has the peers.
+        pythons: Pythons that have the peers.
         folder: For the emulated trees.
     """
-    for package in ("zeus", "codecarbon"):
-        if not _installed(python, package):
-            yield f"{package}", "not installed"
+    having = {module: _having(pythons, module) for module in _PEERS}
+    for module, package in _PEERS.items():
+        if having[module] is None:
+            yield package, "not installed"
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         yield "other tools on emulated trees", "not run: needs root and unshare"
         return
-    yield from _rapl_rows(python, folder)
-    if not _installed(python, "zeus"):
+    yield from _rapl_rows(having["codecarbon"], having["zeus"], folder)
+    if having["zeus"] is None and having["jtop"] is None:
         return
     for board in BOARDS:
         for driver in board.drivers:
+            name = f"{board.name} ({driver}) at {_TOTAL_W:g} W"
             tree = folder / f"{board.name}-{driver}"
             write_jetson_tree(tree, board, driver=driver, total_w=_TOTAL_W)
-            yield f"{board.name} ({driver}) at {_TOTAL_W:g} W: ours", _ours(tree)
-            yield f"{board.name} ({driver}) at {_TOTAL_W:g} W: zeus", _zeus(python, tree)
+            yield f"{name}: ours", _ours(tree)
+            if having["zeus"] is not None:
+                yield f"{name}: zeus", _zeus(having["zeus"], tree)
+            # Its stand-in for /sys covers the newer driver of the INA3221.
+            if having["jtop"] is not None and driver == "hwmon" and {rail.chip for rail in board.rails} == {"ina3221"}:
+                yield f"{name}: jtop", jtop_says(tree / "jtop", having["jtop"], board, total_w=_TOTAL_W)
 
 
-def _rapl_rows(python: str, folder: Path) -> Iterator[tuple[str, str]]:
+def _rapl_rows(codecarbon: str | None, zeus: str | None, folder: Path) -> Iterator[tuple[str, str]]:
     """RAPL counters once as they are and once with a wrap in the middle; nothing where no tool is installed."""
-    codecarbon, zeus = (python if _installed(python, name) else None for name in ("codecarbon", "zeus"))
     if codecarbon is None and zeus is None:
         return
     for wraps in (False, True):
@@ -111,6 +120,10 @@ def _zeus(python: str, tree: Path) -> str:
         if seen[name] is not None
     ]
     return ", ".join(said) if seen["total_energy_mj"] is not None else f"no total ({', '.join(said) or 'nothing'})"
+
+
+def _having(pythons: Sequence[str], module: str) -> str | None:
+    return next((python for python in pythons if _installed(python, module)), None)
 
 
 def _installed(python: str, package: str) -> bool:

@@ -1,7 +1,7 @@
 """Figures that the meters must hold, beside other tools:  python -m greentrain_harness.bench.meters
 
 Everything runs on synthetic loads and emulated trees, whose truth is known; no figure says anything about a real
-sensor. Other tools (zeus, codecarbon) run unmodified in a Python of their own (``--peers``), in a private mount
+sensor. Other tools (zeus, codecarbon, jtop) run unmodified in Pythons of their own (``--peers``), in a private mount
 namespace in which the emulated tree lies over /sys; that needs root. What is not installed is told.
 """
 
@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,7 +218,7 @@ def _window_overhead_s(folder: Path, windows: int = 2000) -> float:
     return float(np.median(taken_s))
 
 
-def rows(*, peers: str = sys.executable) -> Iterator[Row]:
+def rows(*, peers: Sequence[str] = (sys.executable,)) -> Iterator[Row]:
     """All figures, as they are found."""
     yield _bar("constant load, 13 ms … 3 s windows", constant_error_ratio(), 0.001)
     for length_s, most in ((0.2, 0.05), (1.0, 0.01), (3.0, 0.01)):
@@ -299,9 +299,12 @@ def _truth_j(load: Load, start_s: float, stop_s: float) -> float:
 
 
 @click.command()
-@click.option("--peers", default=sys.executable, show_default=True, help="Python that has zeus and codecarbon.")
+@click.option(
+    "--peers", multiple=True, default=(sys.executable,), show_default=True, metavar="PYTHON",
+    help="Python that has zeus, codecarbon or jetson-stats; may be given again.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
-def main(peers: str, as_json: bool) -> None:
+def main(peers: tuple[str, ...], as_json: bool) -> None:
     """Print the table; exits 1 when a figure misses its bar."""
     missed = False
     for row in rows(peers=peers):
