@@ -27,6 +27,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("greentrain.cli.doctor", "Sensors, clocks and permissions of this machine, and how to mend them."),
     "meter": ("greentrain.cli.meter", "Joules of a window or a command, with ± and source."),
     "measure": ("greentrain.cli.measure", "Measure this device (and a model on it) into profiles/."),
+    "models": ("greentrain.cli.models", "Power and time models of profiles/: show them, check them."),
     "cluster": ("greentrain.cli.cluster", "Write or print cluster.toml."),
     "schedule": ("greentrain.cli.schedule", "Choose devices, shares and operating points by energy."),
     "simulate": ("greentrain.cli.simulate", "Timeline and joules of a plan before anything runs."),

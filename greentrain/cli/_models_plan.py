@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+
+import msgspec
 
 from greentrain.device import Device
 from greentrain.objective import Problem
@@ -12,7 +13,7 @@ from greentrain.plan import Plan
 __all__ = ["Finding", "is_predicted", "plan_findings"]
 
 
-class Finding(NamedTuple):
+class Finding(msgspec.Struct, frozen=True):
     """A named warning.
 
     Attributes:
