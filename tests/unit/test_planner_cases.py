@@ -9,9 +9,23 @@ from pathlib import Path
 import pytest
 
 from greentrain.errors import InfeasibleError, UnavailableError, UsageError
-from greentrain.plan import validate
+from greentrain.objective import Problem
+from greentrain.plan import Plan, validate
+from greentrain.planners import PLANNERS, Planner
 from greentrain_datasets.catalogue import catalogue_entry
+from greentrain_harness.bench import _planner_compare, planners
 from greentrain_harness.bench._planner_cases import boards, clusters, load_modes, make_problem, random_plan
+from greentrain_harness.bench._planner_compare import (
+    GOALS,
+    SEARCHING,
+    Goal,
+    PlannerRow,
+    compare_pair,
+    compare_table,
+    flaws,
+    run_planner,
+    savings_table,
+)
 from greentrain_harness.bench._planner_errors import error_rows, error_table
 from greentrain_harness.bench._planner_profiles import (
     LayerChain,
@@ -20,6 +34,7 @@ from greentrain_harness.bench._planner_profiles import (
     read_pipedream,
     read_pipeedge,
 )
+from greentrain_harness.bench._planner_speed import SpeedCase, SpeedRow, measure_case, speed_table
 
 IMAGE_BYTES = 3 * 224 * 224 * 4
 HEAD = "family,model,node,layer,fwd_ms,bwd_ms,activation_bytes,param_bytes,stage_id\n"
@@ -163,8 +178,8 @@ def test_no_random_plan_fits_where_nothing_does(tmp_path: Path) -> None:
 def test_one_stage_costs_what_the_simulator_finds(tmp_path: Path) -> None:
     rows = list(error_rows([(merged(toy(tmp_path), 1), clusters()["mixed-6"])], plans_n=5))
     assert len(rows) == 5
-    for row in rows:
-        assert row.error == pytest.approx(0.0, abs=1e-3)
+    for one in rows:
+        assert one.error == pytest.approx(0.0, abs=1e-3)
     assert "stages: 1" in error_table(rows)
 
 
@@ -179,3 +194,90 @@ def test_published_profiles_have_their_published_weights() -> None:
     assert all(len(chain.layers) <= 32 for chain in chains.values())
     assert {chain.batch for chain in chains.values()} == {8, 32, 64, 128, 256}
     assert len(load_modes(data)) > 20
+
+
+def row(planner: str, value: float | None, *, goal: Goal = "energy", bound: float | None = None) -> PlannerRow:
+    return PlannerRow(
+        model="toy", cluster="home", goal=goal, planner=planner, reason="" if value else "too large", plan_s=0.1,
+        value=value, energy_j_per_sample=value, samples_per_s=None if value is None else 2 * value, lower_bound=bound,
+    )  # fmt: skip
+
+
+def test_a_searching_planner_that_is_beaten_is_told() -> None:
+    assert flaws([row("auto", 2.0), row("data", 2.5), row("pipeline", None)]) == []
+    assert flaws([row("auto", 2.0), row("data", 1.0, goal="time")]) == []
+    (found,) = flaws([row("auto", 2.0), row("data", 1.0)])
+    assert found == "toy × home, least energy: auto is beaten by data by 100.00%"
+
+
+def test_a_bound_above_a_plan_is_told() -> None:
+    (found,) = flaws([row("auto", 2.0, bound=2.2), row("data", 3.0)])
+    assert "bound of auto is 10.00% above auto" in found
+
+
+def test_savings_are_against_each_yardstick() -> None:
+    text = savings_table([row("auto", 2.0), row("auto", 4.0, goal="time"), row("data", 8.0), row("data-equal", 5.0)])
+    cells = text.splitlines()[1].split()
+    # Half the joules of the fastest plan at half its speed; data parallelism by its better variant.
+    assert cells == ["toy", "×", "home", "50.0%", "×2.00", "60.0%", "×2.50", "–", "–", "–"]
+
+
+def test_every_planner_is_run_and_priced_alike(tmp_path: Path) -> None:
+    chain = merged(toy(tmp_path), 3)
+    cluster = clusters()["nano-4"].restricted_to(("nano-1", "nano-2"))
+    rows = list(compare_pair(chain, cluster, limit_s=20.0))
+    assert {(one.goal, one.planner) for one in rows} == {(goal, name) for goal in GOALS for name in PLANNERS}
+    assert flaws(rows) == []
+    assert all((one.value is None) == bool(one.reason) for one in rows)
+    assert "nano-4, least energy" in compare_table(rows)
+
+
+def test_a_planner_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(_: Problem) -> Plan:
+        while True:
+            pass
+
+    def load(_: str) -> Planner:
+        return endless
+
+    monkeypatch.setattr(_planner_compare, "load_planner", load)
+    problem = make_problem(merged(toy(tmp_path), 3), clusters()["nano-4"])
+    outcome = run_planner("auto", problem, limit_s=0.05)
+    assert outcome.plan is None
+    assert outcome.reason == "out of time after 0.05 s"
+
+
+def test_speed_rows_know_their_bars() -> None:
+    def speed(plan_s: float, gap: float | None, bar_s: float | None = 1.0) -> SpeedRow:
+        return SpeedRow(
+            case="c", goal="energy", planner="auto", reason="", plan_s=plan_s, cpu_s=plan_s, gap_ratio=gap,
+            peak_bytes=1 << 20, bar_s=bar_s, bar_gap=0.0 if bar_s else None,
+        )  # fmt: skip
+
+    rows = [speed(0.5, 0.0), speed(1.5, 0.0), speed(0.5, 0.1), speed(0.5, None), speed(0.5, 0.0, bar_s=None)]
+    assert [one.holds for one in rows] == [True, False, False, False, None]
+    assert speed_table(rows).count("MISSED") == 3
+
+
+def test_a_case_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    cluster = clusters()["nano-4"].restricted_to(("nano-1",))
+    case = SpeedCase("one", make_problem(merged(toy(tmp_path), 2), cluster))
+    rows = list(measure_case(case, limit_s=20.0))
+    assert {one.planner for one in rows} == {name for name in SEARCHING if name in PLANNERS}
+    assert all(one.reason == "" and one.gap_ratio is not None for one in rows)
+
+
+def test_the_command_wants_a_data_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("GREENTRAIN_PUBLIC_DATA", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        planners.main([])
+    assert stopped.value.code == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_the_command_writes_its_rows(tmp_path: Path) -> None:
+    chosen = ["--table", "errors", "--only", "gnmt × nano-4", "--plans", "2"]
+    with pytest.raises(SystemExit) as stopped:
+        planners.main(["--data", str(public_data()), *chosen, "-o", str(tmp_path)])
+    assert stopped.value.code == 0
+    assert len((tmp_path / "errors.csv").read_text().splitlines()) == 3
