@@ -42,6 +42,7 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
         scope: ``board`` or ``process``.
         channels: Joules by channel.
         meter: Name of the meter.
+        throttled: Why clocks were held back, as seen once a second; null when the meter cannot tell.
         note: What a reader must know.
         command: The command that was measured; empty for a window.
         exit_code: How the command ended; null for a window.
@@ -56,6 +57,7 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
     scope: str
     channels: dict[str, float | None]
     meter: str
+    throttled: tuple[str, ...] | None
     note: str
     command: tuple[str, ...]
     exit_code: int | None
@@ -117,7 +119,7 @@ def command(
                 "a replay is told as it was recorded, with its own length.",
                 hint="Leave out --seconds, --record, --wall-scale, --wall-offset-w and COMMAND.",
             )
-        span, exit_code = _replayed(meter), None
+        span, exit_code, throttled = _replayed(meter), None, None
     else:
         try:
             meter = at_wall(meter, scale=wall_scale, offset_w=wall_offset_w)
@@ -126,7 +128,7 @@ def command(
             meter.close()
             raise
         duration_s = None if words else seconds or _DEFAULT_SECONDS
-        span, exit_code = _measured(meter, words, duration_s, quiet=as_json)
+        span, exit_code, throttled = _measured(meter, words, duration_s, quiet=as_json)
     result = _Result(
         energy_j=span.energy_j,
         error_j=span.error_j,
@@ -137,6 +139,7 @@ def command(
         scope=meter.scope,
         channels=span.channels_j,
         meter=span.meter,
+        throttled=throttled,
         note=meter.note,
         command=words,
         exit_code=exit_code,
@@ -163,7 +166,10 @@ def _with_url(device: str, wall_url: str | None) -> str:
     return f"wall:{wall_url}"
 
 
-def _measured(meter: Meter, words: tuple[str, ...], seconds: float | None, *, quiet: bool) -> tuple[Span, int | None]:
+def _measured(
+    meter: Meter, words: tuple[str, ...], seconds: float | None, *, quiet: bool
+) -> tuple[Span, int | None, tuple[str, ...] | None]:
+    """The span, how the command ended, and why clocks were held back."""
     from greentrain_harness.sampler import Sampler
 
     with Sampler(meter) as sampler:
@@ -176,7 +182,10 @@ def _measured(meter: Meter, words: tuple[str, ...], seconds: float | None, *, qu
             else:
                 exit_code = _run(words, to_stderr=quiet)
             stop_s = sampler.now_s()
-        return sampler.span(start_s, stop_s), exit_code
+        span = sampler.span(start_s, stop_s)
+        # What a device counts is seen at the first look after it.
+        sampler.look_at_clocks()
+        return span, exit_code, sampler.throttled(start_s, sampler.now_s())
 
 
 @contextlib.contextmanager
@@ -244,4 +253,6 @@ def _print(result: _Result, span: Span) -> None:
     if len(result.channels) > 1:
         for name, energy_j in result.channels.items():
             click.echo(f"  {name}: {format_quantity(energy_j, 'energy', digits=4)}")
+    if result.throttled:
+        click.echo(f"  clocks were held back: {', '.join(result.throttled)}")
     click.echo(f"  {result.note}")

@@ -18,6 +18,7 @@ from greentrain.files import writing
 from greentrain.power import Source
 from greentrain.reading import Channel, Meter, Sample, Scope
 from greentrain_harness.meters._roots import RootMeter, root_rate_hz
+from greentrain_harness.meters._throttle import throttled_now
 
 __all__ = ["SAMPLES_SCHEMA", "Recorder", "Recording", "read_recording"]
 
@@ -128,6 +129,10 @@ class Recorder:
             except (OSError, ValueError) as error:
                 self.fault = str(error)
         return sample
+
+    def throttled(self) -> tuple[str, ...] | None:
+        """Why clocks are held back, as the meter says."""
+        return throttled_now(self._meter)
 
     def close(self) -> None:
         """Close the file and the meter; a second call does nothing."""

@@ -19,6 +19,7 @@ from greentrain.power import Source
 from greentrain.reading import Channel, Clock, Meter, Scope, Span
 from greentrain_harness.integration import ChannelEnergy, counter_energy, power_energy
 from greentrain_harness.meters._roots import RootMeter, next_looks, root_rate_hz
+from greentrain_harness.meters._throttle import throttled_now, united
 
 __all__ = ["Sampler"]
 
@@ -30,6 +31,8 @@ _GAP_PERIODS = 10.0
 _COUNTER_GAP_S = 60.0
 # A sensor that hangs in its driver must not hold up training.
 _PATIENCE_S = 1.0
+# How often it is asked why clocks are held back.
+_THROTTLE_S = 1.0
 # Sleeping wakes up for less than waiting for an event does; longer than this would hold up the end.
 _SLEEP_S = 0.05
 
@@ -63,6 +66,9 @@ class Sampler:
         self._t_s = array("d")
         # Watts need few digits; counters need all of them.
         self._values = [array("f" if channel.quantity == "power_w" else "d") for channel in meter.channels]
+        # Instants at which clocks were held back, and why; nothing of the others, so that it stays short.
+        self._throttled: list[tuple[float, tuple[str, ...]]] = []
+        self._tells_throttling = False
         self._lock = threading.Lock()
         self._meter_lock = threading.Lock()
         self._stop = threading.Event()
@@ -113,6 +119,7 @@ class Sampler:
     def __enter__(self) -> Sampler:
         """Take the first sample and start sampling."""
         self.sample_now()
+        self.look_at_clocks()
         if self._background and self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"sampler-{self.name}", daemon=True)
             self._thread.start()
@@ -161,6 +168,35 @@ class Sampler:
             self.fault = f"{type(error).__name__}: {error}"
         finally:
             self._meter_lock.release()
+
+    def look_at_clocks(self) -> None:
+        """Ask the meter why clocks are held back; the thread does once a second, the owner of a window at its ends."""
+        if self._closed or not self._meter_lock.acquire(timeout=_PATIENCE_S):
+            return
+        try:
+            t_s, reasons = self._clock(), throttled_now(self._meter)
+            if reasons is not None:
+                self._tells_throttling = True
+            if reasons:
+                self._throttled.append((t_s, reasons))
+        except Exception as error:
+            self.fault = f"{type(error).__name__}: {error}"
+        finally:
+            self._meter_lock.release()
+
+    def throttled(self, start_s: float, stop_s: float) -> tuple[str, ...] | None:
+        """Why clocks were held back between two instants, as far as anyone looked (:meth:`look_at_clocks`).
+
+        Args:
+            start_s: Monotonic start, seconds.
+            stop_s: Monotonic stop, seconds.
+
+        Returns:
+            Sorted reasons; empty when there was none, None when the meter cannot tell.
+        """
+        if not self._tells_throttling:
+            return None
+        return united([(), *(reasons for t_s, reasons in list(self._throttled) if start_s <= t_s <= stop_s)])
 
     def now_s(self) -> float:
         """The present instant on the sampler's clock, to mark the ends of a window."""
@@ -214,6 +250,7 @@ class Sampler:
     def _run(self) -> None:
         pace = _Pace(self._rate_hz)
         due_s, look = time.monotonic(), 0
+        look_s = due_s + _THROTTLE_S
         while True:
             # After a stall the missed samples are not made up for.
             due_s = max(due_s + 1.0 / self.rate_hz, time.monotonic())
@@ -222,6 +259,9 @@ class Sampler:
             start_s = time.monotonic()
             self.sample_now(roots=look > 0)
             pace.busy_s += time.monotonic() - start_s
+            if start_s >= look_s and self._tells_throttling:
+                self.look_at_clocks()
+                look_s = start_s + _THROTTLE_S
             look = (look + 1) % self._looks
             if look == 0 and self._most_looks > 1:
                 self._looks = pace.looks(self._looks, self._most_looks)

@@ -117,6 +117,16 @@ class Window:
         return {} if self._span is None else self._span.channels_j
 
     @property
+    def throttled(self) -> tuple[str, ...] | None:
+        """Why clocks were held back, as seen once a second and at the ends of the whole window.
+
+        Empty when nothing held them back; None when the meter cannot tell, or was not asked.
+        """
+        if self._sampler is None or self._stop_s is None:
+            return None
+        return self._sampler.throttled(self._start_s, self._stop_s)
+
+    @property
     def note(self) -> str:
         """What a reader must know of the figures."""
         return self._note
@@ -148,6 +158,8 @@ class Window:
         if self._synchronize is not None and error is None:
             self._synchronize()
         self._look_at_counters()
+        if self._sampler is not None and self._whole is None:
+            self._sampler.look_at_clocks()
         self._stop_s = time.monotonic()
         if self._sampler is not None and self._whole is None:
             self._known = self._sampler.span(self._start_s, self._stop_s)

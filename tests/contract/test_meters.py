@@ -224,6 +224,10 @@ int nvmlDeviceGetFieldValues(void *d, int n, Field *f) {
 int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) {
     *now = *next = answers((long)d - 1, "mig"); return 0;
 }
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *d, unsigned long long *r) {
+    if (!answers((long)d - 1, "reasons")) return 3;
+    *r = answers((long)d - 1, "capped") ? 0x1 | 0x4 | 0x40 : 0x1; return 0;
+}
 """
 
 
@@ -290,6 +294,20 @@ def test_nvml_tells_what_else_a_counter_holds(fake_driver: Path) -> None:
     done = _with_driver(fake_driver, "energy0 instant0 module0 energy1 mig1 instant1", "-c", SHOW)
     assert "gpu-0: the whole module, with its processor and memory" in done.stdout, done.stderr
     assert "gpu-1: the whole GPU, shared by all its MIG instances" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ("energy0 energy1", "None"),
+        ("energy0 energy1 reasons0", "()"),
+        ("energy0 energy1 reasons1 capped1", "('gpu-1 hardware thermal slowdown', 'gpu-1 power cap')"),
+    ],
+)
+def test_nvml_tells_why_clocks_are_held_back(answers: str, said: str, fake_driver: Path) -> None:
+    show = "import greentrain\nwith greentrain.measure(device='nvidia') as w: pass\nprint(w.throttled)"
+    done = _with_driver(fake_driver, answers, "-c", show)
+    assert done.stdout.strip() == said, done.stderr
 
 
 def test_a_legacy_package_in_the_way_is_told(tmp_path: Path) -> None:

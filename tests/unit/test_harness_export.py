@@ -123,6 +123,18 @@ def test_options_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert 'channel="wall-side",root="true"' in textfile.read_text()
 
 
+def test_throttling_is_told_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tree = write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    words = ("meter", "--seconds", "0.05", "--sysroot", str(tmp_path))
+    assert run(*words, "--json") == 0
+    assert json.loads(capfd.readouterr().out)["throttled"] is None
+    (tree.folders["VDD_IN"] / "curr1_crit_alarm").write_text("1\n")
+    assert run(*words, "--wall-scale", "1.1", "--record", str(tmp_path / "r.jsonl"), "--json") == 0
+    assert json.loads(capfd.readouterr().out)["throttled"] == ["over-current VDD_IN"]
+    assert run(*words) == 0
+    assert "clocks were held back: over-current VDD_IN" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -35,6 +35,29 @@ def test_a_window_has_its_figures_after_exit(tmp_path: Path) -> None:
     assert window.gap_s == 0.0
 
 
+def test_over_current_events_of_the_window_are_told(tmp_path: Path) -> None:
+    tree = write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    counter = tmp_path / "sys/class/hwmon/hwmon7/oc3_event_cnt"
+    counter.parent.mkdir(parents=True)
+    counter.write_text("4\n")
+    alarm = tree.folders["VDD_IN"] / "curr1_crit_alarm"
+    alarm.write_text("0\n")
+    with measure(sysroot=tmp_path) as before:
+        assert before.throttled is None, "not known while the block runs"
+    assert before.throttled == ()
+    with measure(sysroot=tmp_path) as window:
+        counter.write_text("6\n")
+        alarm.write_text("1\n")
+    assert window.throttled == ("over-current VDD_IN", "over-current oc3")
+
+
+def test_a_board_that_does_not_tell_is_unknown(tmp_path: Path) -> None:
+    write_jetson_tree(tmp_path, board_named("orin-nx"), total_w=6.0)
+    with measure(sysroot=tmp_path) as window:
+        pass
+    assert window.throttled is None
+
+
 def test_a_decorator_keeps_one_window_per_call() -> None:
     joules = measure(device="modelled")
 

@@ -12,6 +12,7 @@ from greentrain.errors import NotSupportedError, UsageError
 from greentrain.power import Source
 from greentrain.reading import Channel, Meter, Sample, Scope
 from greentrain_harness.meters._roots import RootMeter, root_rate_hz
+from greentrain_harness.meters._throttle import throttled_now
 
 __all__ = ["WallSideMeter", "at_wall"]
 
@@ -67,6 +68,10 @@ class WallSideMeter:
             seconds = sample.t_s - self._start_s if self.channels[0].quantity == "energy_j" else 1.0
             wall = self._scale * sum(known) + self._offset_w * seconds
         return Sample(t_s=sample.t_s, values=(wall, *sample.values))
+
+    def throttled(self) -> tuple[str, ...] | None:
+        """Why clocks are held back, as the meter says."""
+        return throttled_now(self._meter)
 
     def close(self) -> None:
         """Close the meter."""

@@ -9,6 +9,7 @@ from greentrain.errors import UnavailableError
 from greentrain.power import Source
 from greentrain.reading import Meter, Sample, Scope
 from greentrain_harness.meters import nvml, rapl
+from greentrain_harness.meters._throttle import throttled_now, united
 
 __all__ = ["CombinedMeter", "detect", "open_meter"]
 
@@ -31,6 +32,10 @@ class CombinedMeter:
         samples = [meter.sample() for meter in self._meters]
         t_s = sum(sample.t_s for sample in samples) / len(samples)
         return Sample(t_s=t_s, values=tuple(value for sample in samples for value in sample.values))
+
+    def throttled(self) -> tuple[str, ...] | None:
+        """Why any of them holds its clocks back; None when none tells."""
+        return united(throttled_now(meter) for meter in self._meters)
 
     def close(self) -> None:
         """Close all meters."""

@@ -20,6 +20,7 @@ from greentrain.errors import UnavailableError
 from greentrain.power import Source
 from greentrain.reading import Channel, Clock, Sample, Scope
 from greentrain_harness.meters._files import SensorFile, read_text
+from greentrain_harness.meters._throttle import OverCurrent
 from greentrain_harness.meters.boards import GAIN_ERROR_RATIO, Board, identify_board, unknown_board
 
 __all__ = [
@@ -81,6 +82,7 @@ class _Found:
     paths: tuple[Path, ...]
     scale_w: float
     update_s: float = UPDATE_S
+    alarm: Path | None = None
 
 
 class _RailReader:
@@ -120,9 +122,10 @@ class Ina3221Meter:
 
     def __init__(
         self, readers: tuple[_RailReader, ...], channels: tuple[Channel, ...], *, source: Source, note: str,
-        clock: Clock = time.monotonic,
+        over_current: OverCurrent, clock: Clock = time.monotonic,
     ) -> None:  # fmt: skip
         self._readers = readers
+        self._over_current = over_current
         self._clock = clock
         self.name = "ina3221"
         self.source: Source = source
@@ -147,10 +150,15 @@ class Ina3221Meter:
         values = tuple([None if reader is None else reader.quick_w() for reader in self._root_readers])
         return Sample(t_s=(before_s + self._clock()) / 2, values=values)
 
+    def throttled(self) -> tuple[str, ...] | None:
+        """Over-current events since the last call; None where the board tells of none."""
+        return self._over_current.throttled()
+
     def close(self) -> None:
         """Close the sensor files."""
         for reader in self._readers:
             reader.close()
+        self._over_current.close()
 
 
 def detect(sysroot: Path = Path("/")) -> str | None:
@@ -210,6 +218,9 @@ def open_meter(*, sysroot: Path = Path("/"), device: Device | None = None) -> In
         channels,
         source="measured" if node is None else "modelled",
         note=_note(board, node, sorted(set(found) - board.labels)),
+        over_current=OverCurrent(
+            sysroot, {rail.label: alarm for rail in rails if (alarm := found[rail.label].alarm) is not None}
+        ),
     )
 
 
@@ -258,7 +269,7 @@ def _hwmon_rails(sysroot: Path) -> list[_Found]:
             label = read_text(chip / f"in{number}_label")
             if label is not None:
                 paths = (chip / f"in{number}_input", chip / f"curr{number}_input")
-                rails.append(_Found(label, paths, 1e-6, update_s))
+                rails.append(_Found(label, paths, 1e-6, update_s, chip / f"curr{number}_crit_alarm"))
     for chip in _hwmon_chips(sysroot, _INA238, "ina238"):
         label = next((text for name in ("power1", "in1") if (text := read_text(chip / f"{name}_label"))), _INA238_LABEL)
         rails.append(_Found(label, (chip / "power1_input",), 1e-6))

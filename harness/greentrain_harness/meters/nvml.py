@@ -20,6 +20,7 @@ from greentrain.device import Device
 from greentrain.errors import UnavailableError
 from greentrain.power import Source
 from greentrain.reading import Channel, Clock, Sample, Scope
+from greentrain_harness.meters._throttle import united
 
 __all__ = ["LEGACY_MEND", "NvmlMeter", "detect", "open_meter"]
 
@@ -31,6 +32,12 @@ _AVERAGE_UPDATE_S = 1.0
 _MOST_MW = 10_000_000
 _SCOPE_GPU, _SCOPE_MODULE = 0, 1
 _GAIN_ERROR_RATIO = 0.05
+
+# Bits of NVML's clock event reasons; the first one, an idle GPU, holds nothing back.
+_EVENT_REASONS = {
+    0x2: "application clocks", 0x4: "power cap", 0x8: "hardware slowdown", 0x10: "sync boost",
+    0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown", 0x80: "power brake", 0x100: "display clock",
+}  # fmt: skip
 
 LEGACY_MEND = "pip uninstall -y pynvml && pip install --force-reinstall nvidia-ml-py"
 
@@ -75,6 +82,10 @@ class NvmlMeter:
             return gpu.query(gpu.handle) / 1e3
         except self._nvml.NVMLError:
             return None
+
+    def throttled(self) -> tuple[str, ...] | None:
+        """Why the GPUs hold their clocks back now; None when none of them tells."""
+        return None if self._closed else united(_event_reasons(gpu) for gpu in self._gpus)
 
     def close(self) -> None:
         """Shut NVML down; a second call does nothing."""
@@ -162,6 +173,19 @@ def _open_gpu(index: int) -> _Gpu | None:
         except pynvml.NVMLError:
             continue
         return _Gpu(channel=channel, handle=handle, query=query, remark=_remark(name, handle, channel))
+    return None
+
+
+def _event_reasons(gpu: _Gpu) -> tuple[str, ...] | None:
+    import pynvml
+
+    # The second is the name of the first in older drivers and bindings.
+    for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+        query: Callable[[object], int] | None = getattr(pynvml, name, None)
+        if query is not None:
+            with contextlib.suppress(pynvml.NVMLError):
+                bits = query(gpu.handle)
+                return tuple(f"{gpu.channel.name} {reason}" for bit, reason in _EVENT_REASONS.items() if bits & bit)
     return None
 
 
