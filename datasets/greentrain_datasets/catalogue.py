@@ -6,6 +6,7 @@ The figures, their sources and the assumptions lie in ``catalogue.toml`` beside 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 _FILE = Path(__file__).with_name("catalogue.toml")
+
+_YEAR = re.compile(r"\b20[12]\d\b")
 
 # Batch sizes at which modelled times are written down.
 BATCHES: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
@@ -77,7 +80,7 @@ class CatalogueEntry(msgspec.Struct, frozen=True, kw_only=True):
         update_traffic: Assumed bytes moved per parameter byte by an optimizer step.
         cubic_share: Assumed cubic part of the rise from idle to busy power.
         points: Power modes; the first is the default.
-        sources: Data sheets and other publications, with year.
+        sources: One per figure, starting with its name: a data sheet or another publication, with year.
     """
 
     kind: str
@@ -141,6 +144,25 @@ class _PointRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cap: str | None = None
 
 
+class _Sources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where each figure of a kind comes from, with its year."""
+
+    memory: str
+    bandwidth: str
+    cores: str
+    clocks: str
+    busy: str
+
+    def __post_init__(self) -> None:
+        for figure, text in msgspec.structs.asdict(self).items():
+            require(_YEAR.search(text) is not None, f"sources.{figure} is {text!r}, expected a source with its year")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Each source with the figure that it is for."""
+        return tuple(f"{figure}: {text}" for figure, text in msgspec.structs.asdict(self).items())
+
+
 class _KindRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     title: str
@@ -151,14 +173,14 @@ class _KindRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     layer_overhead: str
     idle: str
     idle_basis: str
-    sources: tuple[str, ...]
+    sources: _Sources
     points: tuple[_PointRow, ...]
     cpu_only: bool = False
 
     def __post_init__(self) -> None:
         require_id(self.name, what="kind")
         require(len(self.points) > 0, f"kind {self.name!r} needs at least one point")
-        require(len(self.sources) > 0, f"kind {self.name!r} needs at least one source")
+        require(_YEAR.search(self.idle_basis) is not None, f"kind {self.name!r}: idle_basis needs a year")
 
 
 class _CatalogueFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -285,7 +307,7 @@ def _entry(row: _KindRow, assumed: _Assumptions) -> CatalogueEntry:
         update_traffic=assumed.update_traffic,
         cubic_share=assumed.cubic_share,
         points=tuple(_point(row, point, assumed) for point in row.points),
-        sources=row.sources,
+        sources=row.sources.named,
     )
 
 
