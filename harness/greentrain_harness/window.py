@@ -29,7 +29,7 @@ from typing import ParamSpec, TypeVar
 
 from greentrain.errors import UnavailableError
 from greentrain.power import Source
-from greentrain.reading import Span
+from greentrain.reading import Channel, Span
 from greentrain.units import format_quantity
 from greentrain_harness.meters import open_named
 from greentrain_harness.sampler import Sampler
@@ -70,7 +70,7 @@ class Window:
         self._stop_s: float | None = None
 
     @property
-    def _span(self) -> Span | None:
+    def span(self) -> Span | None:
         """The figures, worked out when they are asked for; None while the block runs, or without a meter."""
         if self._known is None and self._stop_s is not None and self._sampler is not None:
             self._known = self._sampler.span(self._start_s, self._stop_s)
@@ -79,12 +79,12 @@ class Window:
     @property
     def energy_j(self) -> float | None:
         """Joules of the meter's roots together; None when nothing was measured."""
-        return None if self._span is None else self._span.energy_j
+        return None if self.span is None else self.span.energy_j
 
     @property
     def error_j(self) -> float | None:
         """± joules; None when nothing was measured."""
-        return None if self._span is None else self._span.error_j
+        return None if self.span is None else self.span.error_j
 
     @property
     def duration_s(self) -> float:
@@ -94,27 +94,32 @@ class Window:
     @property
     def mean_w(self) -> float | None:
         """Mean power, watts; None when nothing was measured."""
-        return None if self._span is None else self._span.mean_w
+        return None if self.span is None else self.span.mean_w
 
     @property
     def gap_s(self) -> float:
         """Seconds without data, which the energy leaves out."""
-        return self.duration_s if self._span is None else self._span.gap_s
+        return self.duration_s if self.span is None else self.span.gap_s
 
     @property
     def source(self) -> Source | None:
         """``measured`` or ``modelled``; None when nothing was measured."""
-        return None if self._span is None else self._span.source
+        return None if self.span is None else self.span.source
 
     @property
     def meter(self) -> str | None:
         """Name of the meter; None when there was none."""
-        return None if self._span is None else self._span.meter
+        return None if self.span is None else self.span.meter
 
     @property
     def channels(self) -> dict[str, float | None]:
         """Joules by channel."""
-        return {} if self._span is None else self._span.channels_j
+        return {} if self.span is None else self.span.channels_j
+
+    @property
+    def rails(self) -> tuple[Channel, ...]:
+        """The meter's channels, with what contains what; empty without a meter."""
+        return () if self._sampler is None else self._sampler.channels
 
     @property
     def throttled(self) -> tuple[str, ...] | None:
