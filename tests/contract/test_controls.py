@@ -17,6 +17,7 @@ from greentrain.errors import RunError, UnavailableError, UsageError
 from greentrain_harness import controls
 from greentrain_harness.controls import CONTROLS, control_module, restore_after_crash, trees
 from greentrain_harness.controls._journal import FileSetting, keep
+from greentrain_harness.controls._product import ProductControl
 from greentrain_harness.restore import journal_paths
 
 ROOT = Path("/")
@@ -73,9 +74,17 @@ def settings(root: Path) -> dict[str, str]:
     return {name: text for name, text in contents(root).items() if not name.startswith("var/lib/greentrain")}
 
 
-@pytest.fixture(params=list(WRITERS))
+def _write_grid(root: Path) -> None:
+    trees.write_cpufreq_tree(root)
+    trees.write_devfreq_tree(root)
+
+
+GRID = "cpufreq+devfreq"
+
+
+@pytest.fixture(params=[*WRITERS, GRID])
 def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    WRITERS[request.param](tmp_path)
+    WRITERS.get(request.param, _write_grid)(tmp_path)
     return request.param
 
 
@@ -176,7 +185,7 @@ def test_after_sigkill_the_next_start_puts_back(
     assert settings(tmp_path) != before
     remarks = restore_after_crash(tmp_path)
     assert len(remarks) == 1
-    assert name in remarks[0]
+    assert all(part in remarks[0] for part in name.split("+"))
     assert "everything was put back" in remarks[0]
     assert settings(tmp_path) == before
     assert restore_after_crash(tmp_path) == ()
@@ -220,6 +229,58 @@ def test_two_controls_at_once_are_both_put_back(tmp_path: Path) -> None:
         assert set(journal["settings"]) == {"cpufreq", "devfreq"}
     assert settings(tmp_path) == before
     assert not journal_paths(tmp_path)[0].exists()
+
+
+def test_a_grid_of_cpu_and_gpu_clocks(tmp_path: Path) -> None:
+    _write_grid(tmp_path)
+    control = controls.open_control(GRID, sysroot=tmp_path)
+    assert control.name == GRID
+    assert len(control.points()) == 4 * 3
+    assert control.points()[:2] == ("cpu1.5GHz-gpu0.918GHz", "cpu1.5GHz-gpu0.51GHz")
+    point = control.operating_point("cpu1.2GHz-gpu0.306GHz")
+    assert (point.cpu_hz, point.gpu_hz, point.cap_w) == (1.2e9, 306e6, None)
+    with control:
+        control.set(point.name)
+        journal = json.loads(journal_paths(tmp_path)[0].read_text())
+        assert set(journal["settings"]) == {"cpufreq", "devfreq"}
+        assert (tmp_path / "sys/class/devfreq/17000000.gpu/max_freq").read_text() == "306000000\n"
+        assert (tmp_path / "sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq").read_text() == "1200000\n"
+
+
+@pytest.mark.parametrize("lost", ["sys/class/devfreq/17000000.gpu", "sys/devices/system/cpu/cpufreq/policy4"])
+def test_of_a_grid_both_are_put_back_even_when_one_fails(lost: str, tmp_path: Path) -> None:
+    _write_grid(tmp_path)
+    before = settings(tmp_path)
+
+    def change_and_lose() -> None:
+        with controls.open_control(GRID, sysroot=tmp_path) as control:
+            control.set(control.points()[-1])
+            shutil.rmtree(tmp_path / lost)
+
+    with pytest.raises(RunError, match="not everything was put back"):
+        change_and_lose()
+    assert settings(tmp_path) == {name: text for name, text in before.items() if not name.startswith(lost)}
+    assert journal_paths(tmp_path)[0].exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("cpufreq+cpufreq", "names one twice"), ("cpufreq+auto", "names one twice, or auto"),
+        ("cpufreq+warp", "unknown control 'warp'"), ("cpufreq+", "unknown control ''"),
+    ],
+)  # fmt: skip
+def test_a_combination_that_makes_no_sense_is_told(words: str, message: str, tmp_path: Path) -> None:
+    _write_grid(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        controls.open_control(words, sysroot=tmp_path)
+
+
+def test_two_controls_of_one_thing_are_no_grid(tmp_path: Path) -> None:
+    _write_grid(tmp_path)
+    twice = (controls.open_control("cpufreq", sysroot=tmp_path), controls.open_control("cpufreq", sysroot=tmp_path))
+    with pytest.raises(UsageError, match="both set cpu_hz"):
+        ProductControl(twice)
 
 
 def test_cpufreq_sets_every_policy_and_lowers_the_floor_first(tmp_path: Path) -> None:

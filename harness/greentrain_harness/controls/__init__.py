@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from greentrain.errors import UnavailableError, UsageError
 from greentrain_harness.controls._base import PointControl
 from greentrain_harness.controls._journal import restore_after_crash
+from greentrain_harness.controls._product import ProductControl
 
 __all__ = [
     "CONTROLS",
@@ -46,7 +47,7 @@ def control_module(name: str) -> ControlModule:
         UsageError: There is none of that name.
     """
     if name not in CONTROLS:
-        raise UsageError(f"unknown control {name!r}.", hint=f"Known: auto, {', '.join(CONTROLS)}.")
+        raise UsageError(f"unknown control {name!r}.", hint=f"Known: auto, {', '.join(CONTROLS)}; several with +.")
     return cast("ControlModule", importlib.import_module(f"{__name__}.{name}"))
 
 
@@ -60,14 +61,22 @@ def open_control(name: str, *, sysroot: Path = Path("/"), meter: str | None = No
 
     Args:
         name: Its name, or ``auto``: power modes of a Jetson, the limit of a GPU where the meter sees only that,
-            else the CPU clock.
+            else the CPU clock. Several joined by a plus sign are one control of all combinations:
+            ``cpufreq+devfreq``.
         sysroot: Prefix of /sys, /proc and /etc.
         meter: Name of the meter that will look on.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: There is none of that name, or two of a combination set the same thing.
         UnavailableError: It cannot be used here; the sentence says why.
     """
+    if "+" in name:
+        parts = name.split("+")
+        if len(set(parts)) < len(parts) or "auto" in parts:
+            raise UsageError(
+                f"control {name!r} names one twice, or auto.", hint="Combine different controls: cpufreq+devfreq."
+            )
+        return ProductControl(tuple(control_module(part).open_control(sysroot=sysroot) for part in parts))
     if name != "auto":
         return control_module(name).open_control(sysroot=sysroot)
     candidates = ("nvml_limit",) if meter == "nvml" else ("nvpmodel", "cpufreq")

@@ -14,7 +14,16 @@ from greentrain.errors import RunError, UnavailableError, UsageError
 from greentrain.reading import Control
 from greentrain_harness.controls._journal import FileSetting, Setting, forget, keep, put_back
 
-__all__ = ["Knob", "PointControl", "RestoringControl", "as_found", "read_number", "spread", "write_number"]
+__all__ = [
+    "Knob",
+    "PointControl",
+    "RestoringControl",
+    "as_found",
+    "read_number",
+    "spread",
+    "undisturbed",
+    "write_number",
+]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 # The kernel rounds a clock to one that the chip has.
@@ -113,7 +122,7 @@ class RestoringControl:
         Raises:
             RunError: Something could not be put back; the journal is kept for the next start.
         """
-        with _undisturbed():
+        with undisturbed():
             kept, self._kept = self._kept, None
             failures = put_back(kept) if kept is not None else []
             if not failures:
@@ -134,7 +143,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _undisturbed():
+def undisturbed():
     """Hold signals back while settings are put back."""
     if threading.current_thread() is not threading.main_thread():
         yield
