@@ -8,7 +8,7 @@ how far the least expected value falls, on average, once that point's time and p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,10 @@ __all__ = ["ENOUGH_RATIO", "Decision", "Proposal", "next_probe", "start_points"]
 ENOUGH_RATIO = 0.01
 
 _DRAWS_N = 1024
-_NODES_N = 11
+_NODES_N = 9
+_JITTER = 1e-12
+# With fewer measured points a fit has hardly been put to the test.
+_LEAST_OBSERVED = 4
 # Being late by 1 % costs as much as 20 % of the objective: a limit, yet smooth enough to be learned about.
 _LATE_POWER = 20.0
 
@@ -62,17 +65,23 @@ class Proposal:
     reason: str
 
 
-def next_probe(posterior: PointPosterior, observed_indices: Collection[int], *, decision: Decision) -> Proposal:
+def next_probe(
+    posterior: PointPosterior, observed: Mapping[int, PointObservation], *, decision: Decision
+) -> Proposal:  # fmt: skip
     """The point to measure next; the same for the same input.
 
-    Measuring ends when every point was measured, or when the choice was and its expected regret is below 1 %.
+    Measuring ends when every point was measured, or when the choice and enough others were and its expected regret is
+    below 1 %.
 
     Args:
         posterior: Time and power of every point P, fitted to what was measured.
-        observed_indices: Points that were measured.
+        observed: What was measured, by index of the point. A measured point costs what was measured: the fit smooths,
+            but it decides only about the others.
         decision: What the choice is to be best at.
     """
     time_s_SP, power_w_SP = posterior.draws(_DRAWS_N, seed=0)
+    for index, seen in observed.items():
+        time_s_SP[:, index], power_w_SP[:, index] = seen.time_s, seen.power_w
     log_time_SP, log_power_SP = np.log(time_s_SP), np.log(power_w_SP)
     value_SP = _log_values(log_time_SP, log_power_SP, decision)
     # Expected ratio above the best point of the same draw.
@@ -80,25 +89,25 @@ def next_probe(posterior: PointPosterior, observed_indices: Collection[int], *, 
     chosen = int(np.argmin(regret_P))
     regret = float(regret_P[chosen])
     names = [point.name for point in posterior.points]
-    left = [index for index in range(len(names)) if index not in set(observed_indices)]
+    left = np.array([index for index in range(len(names)) if index not in observed], dtype=int)
 
     def propose(index: int | None, reason: str) -> Proposal:
         return Proposal(index, regret, chosen, reason)
 
-    if not left:
+    if len(left) == 0:
         return propose(None, "every point was measured")
     if regret < ENOUGH_RATIO:
-        if chosen not in left:
+        if chosen not in observed:
+            return propose(chosen, f"the choice {names[chosen]} rests on a prediction")
+        if len(observed) >= _LEAST_OBSERVED:
             return propose(None, f"the expected regret of {names[chosen]} is {regret:.1%}, below {ENOUGH_RATIO:.0%}")
-        return propose(chosen, f"the choice {names[chosen]} rests on a prediction")
-    gain_L = [_gain(log_time_SP[:, index], log_power_SP[:, index], value_SP) for index in left]
-    if max(gain_L) < ENOUGH_RATIO * regret:
+        rival = int(left[np.argmin(regret_P[left])])
+        return propose(rival, f"it comes next to {names[chosen]}, and {len(observed)} points are few to be sure")
+    gain_P = _gains(log_time_SP, log_power_SP, value_SP)
+    if gain_P[left].max() < ENOUGH_RATIO * regret:
         # No single measurement is expected to change the choice: look where the choice loses most.
-        gain_L = [
-            float(np.maximum(value_SP[:, chosen] - value_SP[:, index], 0.0).mean()) if index != chosen else 0.0
-            for index in left
-        ]
-    best = left[int(np.argmax(gain_L))]
+        gain_P = np.maximum(value_SP[:, [chosen]] - value_SP, 0.0).mean(axis=0)
+    best = int(left[np.argmax(gain_P[left])])
     return propose(best, f"it is expected to tell most about the choice, {names[chosen]} so far, regret {regret:.1%}")
 
 
@@ -127,20 +136,28 @@ def _log_values(log_time_SP: np.ndarray, log_power_SP: np.ndarray, decision: Dec
     return value_SP + _LATE_POWER * np.maximum(log_time_SP - np.log(decision.max_time_s), 0.0)
 
 
-def _gain(log_time_S: np.ndarray, log_power_S: np.ndarray, value_SP: np.ndarray) -> float:
-    """Expected fall of the least expected value once one point's time and power are known.
+def _gains(log_time_SP: np.ndarray, log_power_SP: np.ndarray, value_SP: np.ndarray) -> np.ndarray:
+    """Expected fall of the least expected value once a point's time and power are known, for each point.
 
     Knowing them shifts every point's mean by its regression on both (normal logarithms); the expectation over what
     will be found is a Gauss-Hermite sum over the two whitened directions.
     """
-    seen_SC = np.stack([log_time_S, log_power_S], axis=1)
-    seen_SC = seen_SC - seen_SC.mean(axis=0)
     mean_P = value_SP.mean(axis=0)
-    covariance_CC = seen_SC.T @ seen_SC / len(seen_SC) + 1e-12 * np.eye(2)
-    shared_CP = seen_SC.T @ (value_SP - mean_P) / len(seen_SC)
-    shift_CP = np.linalg.solve(np.linalg.cholesky(covariance_CC), shared_CP)
-    least_K = (mean_P + _NODES_KC @ shift_CP).min(axis=1)
-    return float(mean_P.min() - _WEIGHTS_K @ least_K)
+    time_SP, power_SP, rest_SP = (
+        matrix_SP - matrix_SP.mean(axis=0) for matrix_SP in (log_time_SP, log_power_SP, value_SP)
+    )
+    samples = len(value_SP)
+    # Cholesky factor [[a, 0], [b, c]] of each point's 2 × 2 covariance.
+    a_P = np.sqrt((time_SP**2).mean(axis=0) + _JITTER)
+    b_P = (time_SP * power_SP).mean(axis=0) / a_P
+    c_P = np.sqrt(np.maximum((power_SP**2).mean(axis=0) - b_P**2, 0.0) + _JITTER)
+    # Shift of point Q per whitened unit of what is found at point P.
+    first_PQ = (time_SP.T @ rest_SP / samples) / a_P[:, None]
+    second_PQ = (power_SP.T @ rest_SP / samples - b_P[:, None] * first_PQ) / c_P[:, None]
+    least_PK = np.stack(
+        [(mean_P + first * first_PQ + second * second_PQ).min(axis=1) for first, second in _NODES_KC], axis=1
+    )
+    return mean_P.min() - least_PK @ _WEIGHTS_K
 
 
 def _nodes() -> tuple[np.ndarray, np.ndarray]:

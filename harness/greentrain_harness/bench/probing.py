@@ -87,8 +87,8 @@ def active(curve: Curve, prior: Sequence[Sequence[PointObservation]], decision: 
     wanted: int | None = start[0]
     while wanted is not None:
         order.append(wanted)
-        posterior = fit_points(points, [curve.observations[index] for index in order], prior=prior)
-        proposal = next_probe(posterior, order, decision=decision)
+        seen = {index: curve.observations[index] for index in order}
+        proposal = next_probe(fit_points(points, list(seen.values()), prior=prior), seen, decision=decision)
         found.append(regrets[proposal.chosen_index])
         wanted = start[len(order)] if len(order) < len(start) else proposal.index
     return Search(len(points), tuple(found))
@@ -101,8 +101,9 @@ def random_fitted(curve: Curve, prior: Sequence[Sequence[PointObservation]], dec
     order = random.Random(seed).sample(range(len(points)), len(points))
     found: list[float] = []
     for count in range(1, len(points) + 1):
-        posterior = fit_points(points, [curve.observations[index] for index in order[:count]], prior=prior)
-        found.append(regrets[next_probe(posterior, order[:count], decision=decision).chosen_index])
+        seen = {index: curve.observations[index] for index in order[:count]}
+        proposal = next_probe(fit_points(points, list(seen.values()), prior=prior), seen, decision=decision)
+        found.append(regrets[proposal.chosen_index])
     return Search(len(points), tuple(found))
 
 

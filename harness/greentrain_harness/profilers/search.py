@@ -35,11 +35,18 @@ class Search:
     models: tuple[str, ...] = ()
     prior: Sequence[Sequence[PointObservation]] = ()
 
+    def observed(
+        self, points: Sequence[OperatingPoint], done: Mapping[str, PointFigures]
+    ) -> dict[int, PointObservation]:  # fmt: skip
+        """What was measured, by the point's position."""
+        position = {point.name: index for index, point in enumerate(points)}
+        seen = observations((figures for name, figures in done.items() if name in position), self.models)
+        return {position[observation.point.name]: observation for observation in seen}
+
     def posterior(self, points: Sequence[OperatingPoint], done: Mapping[str, PointFigures]) -> PointPosterior | None:
         """Time and power of every point, from the measured ones; None before any of them was measured."""
-        names = {point.name for point in points}
-        seen = observations((figures for name, figures in done.items() if name in names), self.models)
-        return fit_points(points, seen, prior=self.prior) if seen else None
+        seen = self.observed(points, done)
+        return fit_points(points, list(seen.values()), prior=self.prior) if seen else None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,8 +138,7 @@ def _next(
         # Measured, but without a time of every model.
         point = next(point for point in points if point.name not in done)
         return point.name, f"next {point.name}: nothing is known yet"
-    measured = [index for index, point in enumerate(points) if point.name in done]
-    proposal = next_probe(posterior, measured, decision=search.decision)
+    proposal = next_probe(posterior, search.observed(points, done), decision=search.decision)
     if proposal.index is None:
         return None, f"ends, {proposal.reason}"
     name = points[proposal.index].name
@@ -155,8 +161,7 @@ def outcome(
     if posterior is None:
         ended = Outcome(chosen=None, expected_regret_ratio=None, measured=measured, predicted=(), left_out=others)
         return ended, None
-    observed = [index for index, point in enumerate(points) if point.name in done]
-    proposal = next_probe(posterior, observed, decision=search.decision)
+    proposal = next_probe(posterior, search.observed(points, done), decision=search.decision)
     beyond = {point.name for point, outside in zip(points, posterior.extrapolated_P, strict=True) if outside}
     ended = Outcome(
         chosen=points[proposal.chosen_index].name,
