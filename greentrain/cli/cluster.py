@@ -36,6 +36,8 @@ _HEADER = """\
 # More fields of a device: address, board, meter, threads, cpus, quota_percent,
 # memory. One link of its own: [[links]] with src, dst, bandwidth, latency.
 """
+# Not known: the field is left out of the file.
+_UNKNOWN_ENERGY: str = LinkEntry(bandwidth="1bit").tx_energy
 _LOCAL = re.compile(r"(?P<id>[^:=,\s]+):(?P<settings>.+)")
 _SETTING = re.compile(r"(cpus|threads|quota)=([0-9,-]+?)(?:,(?=[a-z])|$)")
 
@@ -60,6 +62,8 @@ class LinkRow(msgspec.Struct, frozen=True, kw_only=True):
     dst: str
     bandwidth_bytes_per_s: float
     latency_s: float
+    tx_j_per_byte: float | None
+    rx_j_per_byte: float | None
     medium: str | None
 
 
@@ -157,20 +161,33 @@ def _show(path: Path, as_json: bool) -> None:
 
 
 def _measured_links(profiles: Path, known: set[str]) -> tuple[LinkEntry, ...]:
-    """Links that ``greentrain measure --link`` has written, one entry per direction; the later file wins."""
+    """Links that ``greentrain measure --link`` has written, one entry per direction; the later file wins.
+
+    Joules per byte are those of the device that measured: what a link costs at its other end, that end tells.
+    """
+    found = [link for link in link_profiles(profiles) if {link.src, link.dst} <= known]
+    tx_j = {(link.src, link.dst): link.tx_j_per_byte for link in found}
+    rx_j = {(link.dst, link.src): link.rx_j_per_byte for link in found}
     entries: dict[tuple[str, str], LinkEntry] = {}
-    for link in link_profiles(profiles):
-        if {link.src, link.dst} <= known:
-            for src, dst, rate in (
-                (link.src, link.dst, link.upload_bytes_per_s),
-                (link.dst, link.src, link.download_bytes_per_s),
-            ):
-                entries[src, dst] = LinkEntry(
-                    src=src, dst=dst, bandwidth=f"{_rounded(rate * 8 / 1e6)}Mbit",
-                    latency=f"{_rounded(link.latency_s * 1e3)}ms",
-                    both_ways=False,
-                )  # fmt: skip
+    for link in found:
+        if link.provenance.source == "modelled" and (link.tx_j_per_byte, link.rx_j_per_byte) != (None, None):
+            say(f"Remark: the joules per byte between {link.src} and {link.dst} come from a model ({link.src}).")
+        for src, dst, rate in (
+            (link.src, link.dst, link.upload_bytes_per_s),
+            (link.dst, link.src, link.download_bytes_per_s),
+        ):
+            entries[src, dst] = LinkEntry(
+                src=src, dst=dst, bandwidth=f"{_rounded(rate * 8 / 1e6)}Mbit",
+                latency=f"{_rounded(link.latency_s * 1e3)}ms",
+                tx_energy=_per_byte(tx_j.get((src, dst))), rx_energy=_per_byte(rx_j.get((src, dst))),
+                both_ways=False,
+            )  # fmt: skip
     return tuple(entries.values())
+
+
+def _per_byte(energy_j: float | None) -> str:
+    """Joules per byte as a cluster file has them; the file's own default where nobody knows."""
+    return _UNKNOWN_ENERGY if energy_j is None else f"{_rounded(energy_j * 1e9)}nJ/B"
 
 
 def _rounded(value: float) -> str:
@@ -296,8 +313,9 @@ def _render(file: ClusterFile) -> str:
                 lines.append(f"{field.name} = {_quoted(value) if isinstance(value, str) else value}")
     for link in file.links:
         lines += ["", "[[links]]  # measured"]
-        for field in ("src", "dst", "bandwidth", "latency"):
-            lines.append(f"{field} = {_quoted(getattr(link, field))}")
+        for field in ("src", "dst", "bandwidth", "latency", "tx_energy", "rx_energy"):
+            if (text := getattr(link, field)) != _UNKNOWN_ENERGY:
+                lines.append(f"{field} = {_quoted(text)}")
         if not link.both_ways:
             lines.append("both_ways = false")
     return "\n".join(lines) + "\n"
@@ -329,12 +347,14 @@ def _show_summary(path: Path, *, as_json: bool) -> None:
         for device in summary.devices
     ]
     _echo_table(rows)
-    rows = [("link", "bandwidth", "latency", "medium")]
+    rows = [("link", "bandwidth", "latency", "sending", "receiving", "medium")]
     rows += [
         (
             "any two" if link.src == "*" else f"{link.src} > {link.dst}",
             format_quantity(link.bandwidth_bytes_per_s, "bandwidth"),
             format_quantity(link.latency_s, "time"),
+            format_quantity(link.tx_j_per_byte, "energy_per_byte"),
+            format_quantity(link.rx_j_per_byte, "energy_per_byte"),
             link.medium or "switched",
         )
         for link in summary.links
@@ -365,6 +385,9 @@ def _summary(path: Path, file: ClusterFile, cluster: Cluster) -> ClusterSummary:
                 dst=link.dst,
                 bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
                 latency_s=link.latency_s,
+                # A file without these fields says nothing of them; it does not say that bytes are free.
+                tx_j_per_byte=link.tx_j_per_byte or None,
+                rx_j_per_byte=link.rx_j_per_byte or None,
                 medium=link.medium,
             )
             for link in (cluster.default_link, *cluster.links)

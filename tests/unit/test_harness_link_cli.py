@@ -13,7 +13,8 @@ import pytest
 
 from greentrain.cli import main
 from greentrain.cli._cluster import load_cluster
-from greentrain.link_profile import link_profiles
+from greentrain.device import Provenance
+from greentrain.link_profile import LinkProfile, link_profiles, write_link_profile
 from greentrain.reading import Span
 from greentrain_harness.profilers import link
 
@@ -60,6 +61,35 @@ def test_a_measured_link_reaches_the_cluster(
     assert cluster.link("far", "near").bandwidth_bytes_per_s == pytest.approx(found.download_bytes_per_s, rel=1e-3)
     assert cluster.link("far", "near").latency_s == pytest.approx(found.latency_s, rel=1e-3)
     assert cluster.link("near", "other").bandwidth_bytes_per_s == 125e3
+
+
+def test_joules_per_byte_of_both_ends_reach_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("near", "far"):
+        assert run("measure", "--device", "modelled", "--model", "none", "--id", name) == 0
+    ends = (("near", "far", 5.25e-9, 7e-9, "modelled"), ("far", "near", 2e-9, None, "measured"))
+    for src, dst, tx_j, rx_j, source in ends:
+        provenance = Provenance(meter="m", source=source, command="c", host="h", versions={}, trials_n=1)
+        profile = LinkProfile(
+            src=src, dst=dst, upload_bytes_per_s=1e6, download_bytes_per_s=2e6, latency_s=1e-3,
+            provenance=provenance, tx_j_per_byte=tx_j, rx_j_per_byte=rx_j,
+        )  # fmt: skip
+        write_link_profile(Path("profiles"), profile)
+    capfd.readouterr()
+    assert run("cluster", "init", "--force", "--json") == 0
+    out, err = capfd.readouterr()
+    assert "joules per byte between near and far come from a model" in err
+    assert "between far and near" not in err
+    links = {(row["src"], row["dst"]): (row["tx_j_per_byte"], row["rx_j_per_byte"]) for row in json.loads(out)["links"]}
+    assert links["near", "far"] == (pytest.approx(5.25e-9), None)
+    assert links["far", "near"] == (pytest.approx(2e-9), pytest.approx(7e-9))
+    assert links["*", "*"] == (None, None)
+    _, cluster = load_cluster(Path("cluster.toml"))
+    assert cluster.link("far", "near").rx_j_per_byte == pytest.approx(7e-9)
+    assert run("cluster", "show") == 0
+    assert "5.25 nJ/B" in capfd.readouterr().out
 
 
 def test_people_see_both_directions(
