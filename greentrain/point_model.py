@@ -6,34 +6,29 @@ cost, with a band that tells how far this can be trusted. All mathematics is on 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from greentrain.choice import Chosen, Data, choose
 from greentrain.device import OperatingPoint
-from greentrain.errors import UsageError
+from greentrain.fits import NOISE, Quantity, Task
+from greentrain.observation import (
+    PointObservation,
+    check_observed,
+    log_settings,
+    names_of,
+    setting_names,
+    usable_sweeps,
+)
+from greentrain.transfer import Aligned, align_sweep
 
 __all__ = ["PointObservation", "PointPosterior", "first_points", "fit_points"]
 
-_FEATURES = ("cpu_hz", "gpu_hz", "mem_hz", "cap_w")
-_Z_95 = 1.96
-
-
-class PointObservation(NamedTuple):
-    """What one operating point was measured to cost.
-
-    Attributes:
-        point: The operating point.
-        time_s: Seconds per sample, or per unit of work (the same in every observation).
-        power_w: Mean power while it worked, watts.
-    """
-
-    point: OperatingPoint
-    time_s: float
-    power_w: float
+# A left-out observation that is off by this ratio, and by this many standard deviations, is odd.
+_ODD_LOG, _ODD_SD = 0.25, 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +52,8 @@ class PointPosterior:
         loo_time_ratio: Median leave-one-out error of time, as a ratio (None = too few points).
         loo_power_ratio: Median leave-one-out error of power, as a ratio (None = too few points).
         warnings: What a reader must know, each a sentence that starts with its name.
-        time_factor_PR: Factor of the covariance of log time, point by random direction.
-        power_factor_PR: Factor of the covariance of log power, point by random direction.
+        time_cov_PP: Covariance of log time between points.
+        power_cov_PP: Covariance of log power between points.
     """
 
     points: tuple[OperatingPoint, ...]
@@ -77,8 +72,8 @@ class PointPosterior:
     loo_time_ratio: float | None
     loo_power_ratio: float | None
     warnings: tuple[str, ...]
-    time_factor_PR: np.ndarray
-    power_factor_PR: np.ndarray
+    time_cov_PP: np.ndarray
+    power_cov_PP: np.ndarray
 
     def draws(self, count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Joint samples of all points: neighbours err together.
@@ -91,23 +86,33 @@ class PointPosterior:
             Seconds and watts, each sample by point.
         """
         random = np.random.default_rng(seed)
-        time_SR = random.standard_normal((count, self.time_factor_PR.shape[1]))
-        power_SR = random.standard_normal((count, self.power_factor_PR.shape[1]))
-        time_s_SP = self.time_s_P * np.exp(time_SR @ self.time_factor_PR.T)
-        power_w_SP = self.power_w_P * np.exp(power_SR @ self.power_factor_PR.T)
-        return time_s_SP, power_w_SP
+        time_SP, power_SP = (
+            random.standard_normal((count, len(cov_PP))) @ _root(cov_PP)
+            for cov_PP in (self.time_cov_PP, self.power_cov_PP)
+        )
+        return self.time_s_P * np.exp(time_SP), self.power_w_P * np.exp(power_SP)
 
 
 def first_points(points: Sequence[OperatingPoint], count: int) -> tuple[OperatingPoint, ...]:
     """The points to measure first, best first: the highest, the lowest, then always the one farthest from the others.
 
-    Distances are between logarithms of the settings; ties go to the earlier point.
+    Distances count the share of a setting and its logarithm alike, because time bends at low settings and power at high
+    ones. Only the settings are looked at; ties go to the earlier point.
+
+    Args:
+        points: The points to choose from.
+        count: How many; fewer are given where there are not so many different settings.
     """
-    x_PF = _features(points)
-    chosen = [int(np.argmax(x_PF.sum(axis=1)))] if points else []
-    while len(chosen) < min(count, len(points)):
-        distance_P = np.linalg.norm(x_PF[:, None, :] - x_PF[None, chosen, :], axis=2).min(axis=1)
-        distance_P[chosen] = -1.0
+    if not points or count < 1:
+        return ()
+    log_PF = log_settings(points, setting_names(points))
+    both_PF = np.concatenate([_unit(log_PF), _unit(np.exp(log_PF))], axis=1)
+    level_P = both_PF.sum(axis=1)
+    chosen = [int(np.argmax(level_P)), int(np.argmin(level_P))][: 1 if np.ptp(level_P) == 0 else count]
+    while len(chosen) < count:
+        distance_P = np.abs(both_PF[:, None, :] - both_PF[None, chosen, :]).sum(axis=2).min(axis=1)
+        if distance_P.max() <= 0:
+            break
         chosen.append(int(np.argmax(distance_P)))
     return tuple(points[index] for index in chosen)
 
@@ -122,76 +127,186 @@ def fit_points(
 
     Args:
         points: The points to tell about.
-        observed: What was measured; several observations of one point count as repeats.
+        observed: What was measured; several observations of one setting count as repeats.
         prior: Earlier sweeps: other models or batch sizes on this board, or a board of its kind.
 
     Raises:
-        UsageError: Nothing was observed, or a value is not a finite number above 0.
+        UsageError: Nothing was observed, a value is not a finite number above 0, or one is wrong by a factor such as
+            1000, as when milliwatts are taken for watts.
     """
-    del prior
-    if not points or not observed:
-        raise UsageError(
-            f"{len(points)} operating points and {len(observed)} observations; expected one of each or more.",
-            hint="Measure at least one operating point: greentrain measure --points current.",
+    warnings = check_observed(points, observed)
+    sweeps, sweep_warnings = usable_sweeps(prior)
+    settings = _settings(points, observed)
+    time = _fit(settings, "time", [seen.time_s for seen in observed], sweeps)
+    power = _fit(settings, "power", [seen.power_w for seen in observed], sweeps)
+    warnings += [*sweep_warnings, *_sweep_warnings(sweeps, power), *settings.warnings, *time.warnings, *power.warnings]
+    return _posterior(points, time.chosen, power.chosen, settings.outside_P, tuple(warnings))
+
+
+class _Settings(NamedTuple):
+    """Log settings: of D different observed ones, of all P asked for, and where each of N observations belongs."""
+
+    names: tuple[str, ...]
+    log_DF: np.ndarray
+    log_PF: np.ndarray
+    group_N: np.ndarray
+    point_D: tuple[OperatingPoint, ...]
+    outside_P: np.ndarray
+    everything: tuple[OperatingPoint, ...]
+    warnings: tuple[str, ...]
+
+
+class _Fitted(NamedTuple):
+    chosen: Chosen
+    scaled: bool
+    used: int
+    level_log: float | None
+    warnings: tuple[str, ...]
+
+
+def _settings(points: Sequence[OperatingPoint], observed: Sequence[PointObservation]) -> _Settings:
+    seen_points = [seen.point for seen in observed]
+    everything = (*points, *seen_points)
+    names = setting_names(everything)
+    log_NF = log_settings(seen_points, names, among=points)
+    log_PF = log_settings(points, names, among=seen_points)
+    log_DF, first_D, group_N = np.unique(log_NF.round(6), axis=0, return_index=True, return_inverse=True)
+    outside_P = ((log_PF < log_DF.min(axis=0) - 1e-5) | (log_PF > log_DF.max(axis=0) + 1e-5)).any(axis=1)
+    warnings: list[str] = []
+    if outside_P.any():
+        beyond = [point for point, outside in zip(points, outside_P, strict=True) if outside]
+        warnings.append(f"extrapolated: {names_of(beyond)} lie outside the settings that were measured.")
+    distinct = len(np.unique(log_PF.round(6), axis=0))
+    if distinct < len({point.name for point in points}):
+        warnings.append("same-settings: some points differ in name only; the fit cannot tell them apart.")
+    if len(log_DF) == 1 and distinct > 1:
+        warnings.append("one-point: a single setting was measured; how the others differ is physics or earlier sweeps.")
+    point_D = tuple(seen_points[index] for index in first_D)
+    return _Settings(names, log_DF, log_PF, group_N.reshape(-1), point_D, outside_P, everything, tuple(warnings))
+
+
+def _fit(
+    settings: _Settings, quantity: Quantity, values: Sequence[float], sweeps: Sequence[Sequence[PointObservation]]
+) -> _Fitted:
+    count_D = np.bincount(settings.group_N)
+    z_N = np.log(values)
+    z_D = np.bincount(settings.group_N, weights=z_N) / count_D
+    spread_D = np.sqrt(np.bincount(settings.group_N, weights=(z_N - z_D[settings.group_N]) ** 2) / count_D)
+    log_AF = np.concatenate([settings.log_DF, settings.log_PF])
+    aligned = _aligned(settings, log_AF, quantity, sweeps)
+    prior_JA = np.stack([sweep.log_A for sweep in aligned]) if aligned else np.zeros((0, len(log_AF)))
+    scaled = any(sweep.scaled for sweep in aligned)
+    x_AF = log_AF - log_AF.max(axis=0)
+    data = Data(
+        task=Task(quantity, tuple(name == "cap_w" for name in settings.names) or (False,)),
+        x_NF=x_AF[: len(z_D)],
+        z_N=z_D,
+        noise_N=np.maximum(spread_D, NOISE) / np.sqrt(count_D),
+        x_QF=x_AF[len(z_D) :],
+        prior_JA=prior_JA,
+        level_counts=quantity == "power" and not scaled,
+    )
+    chosen = choose(data)
+    odd = [
+        (left_out, float(error))
+        for left_out, error, sd in zip(chosen.left_out_L, chosen.error_L, chosen.sd_L, strict=True)
+        if abs(error) > max(_ODD_LOG, _ODD_SD * sd)
+    ]
+    warnings = tuple(
+        f"outlier: {quantity} at {settings.point_D[left_out].name} is {np.exp(-error):.2f} times what the other points "
+        "say; measure it again."
+        for left_out, error in odd
+    )
+    if odd:
+        noise_D = data.noise_N.copy()
+        for left_out, error in odd:
+            noise_D[left_out] = abs(error)
+        chosen = choose(data._replace(noise_N=noise_D))
+    level_log = float((z_D - prior_JA[:, : len(z_D)].mean(axis=0)).mean()) if aligned else None
+    return _Fitted(chosen, scaled, len(aligned), level_log, warnings)
+
+
+def _aligned(
+    settings: _Settings, log_AF: np.ndarray, quantity: Quantity, sweeps: Sequence[Sequence[PointObservation]]
+) -> list[Aligned]:
+    """Sweeps read at these settings; those of this very board's settings where there are any, else scaled ones."""
+    aligned: list[Aligned] = []
+    for sweep in sweeps:
+        points = [seen.point for seen in sweep]
+        own = any(getattr(point, name) is not None for point in points for name in settings.names)
+        if settings.names and not own:
+            continue
+        log_MF = log_settings(points, settings.names)
+        values = [seen.time_s if quantity == "time" else seen.power_w for seen in sweep]
+        read = align_sweep(log_AF, log_MF, np.log(values))
+        if read is not None:
+            aligned.append(read)
+    same = [sweep for sweep in aligned if not sweep.scaled]
+    return same or aligned
+
+
+def _sweep_warnings(sweeps: Sequence[Sequence[PointObservation]], power: _Fitted) -> list[str]:
+    warnings: list[str] = []
+    if len(sweeps) > power.used:
+        warnings.append(
+            f"earlier-sweep: {len(sweeps) - power.used} of {len(sweeps)} earlier sweeps cover other settings and were "
+            "not used."
         )
-    for seen in observed:
-        for what, value in (("time_s", seen.time_s), ("power_w", seen.power_w)):
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(
-                    f"operating point {seen.point.name!r}: {what} is {value}, expected a finite number above 0.",
-                    hint="Measure this point again, or leave it out.",
-                )
-    x_AF = _features([*points, *(seen.point for seen in observed)])
-    x_PF, x_NF = x_AF[: len(points)], x_AF[len(points) :]
-    time = _fit(x_PF, x_NF, np.log([seen.time_s for seen in observed]))
-    power = _fit(x_PF, x_NF, np.log([seen.power_w for seen in observed]))
-    outside_P = ((x_PF < x_NF.min(axis=0) - 1e-9) | (x_PF > x_NF.max(axis=0) + 1e-9)).any(axis=1)
-    time_sd_P, power_sd_P = (np.sqrt((factor_PR**2).sum(axis=1)) for _, factor_PR in (time, power))
-    energy_sd_P = np.hypot(time_sd_P, power_sd_P)
-    time_s_P, power_w_P = np.exp(time[0]), np.exp(power[0])
+    if power.scaled:
+        warnings.append(
+            "scaled-sweep: earlier sweeps have other clocks or caps; they were read as shares of the highest."
+        )
+    if power.level_log is not None and abs(power.level_log) > np.log(100.0):
+        warnings.append(
+            f"power-unit: power is {np.exp(power.level_log):.3g} times that of earlier sweeps; watts or milliwatts?"
+        )
+    return warnings
+
+
+def _posterior(
+    points: Sequence[OperatingPoint], time: Chosen, power: Chosen, outside_P: np.ndarray, warnings: tuple[str, ...]
+) -> PointPosterior:
+    log_energy_P = time.log_Q + power.log_Q
+    # Errors of time and of power are taken as independent.
+    half_P = np.hypot(time.half_Q, power.half_Q)
     return PointPosterior(
         points=tuple(points),
-        time_s_P=time_s_P,
-        time_low_s_P=time_s_P * np.exp(-_Z_95 * time_sd_P),
-        time_high_s_P=time_s_P * np.exp(_Z_95 * time_sd_P),
-        power_w_P=power_w_P,
-        power_low_w_P=power_w_P * np.exp(-_Z_95 * power_sd_P),
-        power_high_w_P=power_w_P * np.exp(_Z_95 * power_sd_P),
-        energy_j_P=time_s_P * power_w_P,
-        energy_low_j_P=time_s_P * power_w_P * np.exp(-_Z_95 * energy_sd_P),
-        energy_high_j_P=time_s_P * power_w_P * np.exp(_Z_95 * energy_sd_P),
+        time_s_P=np.exp(time.log_Q),
+        time_low_s_P=np.exp(time.log_Q - time.half_Q),
+        time_high_s_P=np.exp(time.log_Q + time.half_Q),
+        power_w_P=np.exp(power.log_Q),
+        power_low_w_P=np.exp(power.log_Q - power.half_Q),
+        power_high_w_P=np.exp(power.log_Q + power.half_Q),
+        energy_j_P=np.exp(log_energy_P),
+        energy_low_j_P=np.exp(log_energy_P - half_P),
+        energy_high_j_P=np.exp(log_energy_P + half_P),
         extrapolated_P=tuple(bool(outside) for outside in outside_P),
-        time_fit="gp",
-        power_fit="gp",
-        loo_time_ratio=None,
-        loo_power_ratio=None,
-        warnings=(),
-        time_factor_PR=time[1],
-        power_factor_PR=power[1],
+        time_fit=_told(time),
+        power_fit=_told(power),
+        loo_time_ratio=_loo_ratio(time),
+        loo_power_ratio=_loo_ratio(power),
+        warnings=warnings,
+        time_cov_PP=time.cov_QQ,
+        power_cov_PP=power.cov_QQ,
     )
 
 
-def _features(points: Sequence[OperatingPoint]) -> np.ndarray:
-    """Logarithms of the settings that vary, scaled to [0, 1]; a setting that is not set is not limited."""
-    columns: list[np.ndarray] = []
-    for name in _FEATURES:
-        values = [getattr(point, name) for point in points]
-        known = [value for value in values if value is not None]
-        if known and min(known) < max(known):
-            log_P = np.log([max(known) if value is None else value for value in values])
-            columns.append((log_P - log_P.min()) / (log_P.max() - log_P.min()))
-    return np.stack(columns, axis=1) if columns else np.zeros((len(points), 1))
+def _loo_ratio(chosen: Chosen) -> float | None:
+    return float(np.median(np.abs(np.expm1(chosen.error_L)))) if len(chosen.error_L) else None
 
 
-def _fit(x_PF: np.ndarray, x_NF: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian process with a straight mean over log settings: mean and factor of the covariance."""
+def _told(chosen: Chosen) -> str:
+    ratio = _loo_ratio(chosen)
+    return f"{chosen.name}, leave-one-out " + ("not known" if ratio is None else f"{100 * ratio:.1f} %")
 
-    def kernel(a_AF: np.ndarray, b_BF: np.ndarray) -> np.ndarray:
-        distance2_AB = ((a_AF[:, None, :] - b_BF[None, :, :]) ** 2).sum(axis=2)
-        return 1.0 + a_AF @ b_BF.T + 0.04 * np.exp(-distance2_AB / (2 * 0.5**2))
 
-    gain_PN = np.linalg.solve(kernel(x_NF, x_NF) + 1e-4 * np.eye(len(x_NF)), kernel(x_NF, x_PF)).T
-    mean = float(y_N.mean())
-    covariance_PP = kernel(x_PF, x_PF) - gain_PN @ kernel(x_NF, x_PF)
-    value_R, vector_PR = np.linalg.eigh(covariance_PP)
-    return mean + gain_PN @ (y_N - mean), vector_PR * np.sqrt(np.maximum(value_R, 1e-12))
+def _root(cov_PP: np.ndarray) -> np.ndarray:
+    """A matrix R with R^T R = the covariance, which may be singular."""
+    value_R, vector_PR = np.linalg.eigh(cov_PP)
+    return (vector_PR * np.sqrt(np.maximum(value_R, 0.0))).T
+
+
+def _unit(value_PF: np.ndarray) -> np.ndarray:
+    """Each column scaled to [0, 1]."""
+    span_F = np.ptp(value_PF, axis=0)
+    return (value_PF - value_PF.min(axis=0)) / np.where(span_F > 0, span_F, 1.0)

@@ -1,0 +1,211 @@
+"""Which fit to trust, and how far: leave-one-out, and replays of earlier sweeps.
+
+Every candidate predicts observations that it has not seen: each observed point from the others, and earlier sweeps from
+the same few settings. The candidate under which these were least surprising is chosen. The same errors, in units of the
+candidate's own standard deviation, give the width of the band (split conformal prediction), so that it holds 95 % of
+what was left out; where there are few, a normal law is mixed in. Axes as in ``fits`` and ``transfer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from greentrain.fits import Fit, MeanFit, Task, monotone_mean, physical_mean, with_residuals, wrong_way_noise
+from greentrain.transfer import likeness, transfer_fit
+
+__all__ = ["Chosen", "Data", "choose"]
+
+_FOLDS = 10
+_REPLAYS = 12
+# Half-normal errors mixed in: as many as make a band trustworthy without any replay.
+_MIXED = 12
+# How far time and power may depart from the physical mean, as a ratio: freely, or hardly.
+_DEPARTURE, _SLIGHT = 0.1, 0.03
+# From this many observations on, leave-one-out can tell that the physical mean needs no help.
+_MANY = 6
+
+_HALF_NORMAL = tuple(float(value) for value in (0.05, 0.16, 0.26, 0.38, 0.49, 0.61, 0.74, 0.89, 1.05, 1.26, 1.53, 2.04))
+_COVERAGE, _Z_95 = 0.95, 1.96
+
+
+class Data(NamedTuple):
+    """One quantity over the settings.
+
+    Attributes:
+        task: What is fitted.
+        x_NF: Observed settings, all different.
+        z_N: Observed logarithms.
+        noise_N: Relative noise of each.
+        x_QF: Settings that are asked for.
+        prior_JA: Earlier sweeps at the observed, then the asked-for settings.
+        level_counts: Whether the level of earlier sweeps says something.
+    """
+
+    task: Task
+    x_NF: np.ndarray
+    z_N: np.ndarray
+    noise_N: np.ndarray
+    x_QF: np.ndarray
+    prior_JA: np.ndarray
+    level_counts: bool
+
+
+class Chosen(NamedTuple):
+    """The chosen fit.
+
+    Attributes:
+        name: The candidate.
+        log_Q: Its mean at the asked-for settings.
+        cov_QQ: Covariance of the true values, widened like the band.
+        half_Q: Half-width of the band that holds 95 % of new measurements, as a log ratio.
+        error_L: Leave-one-out errors, log ratios of predicted over observed.
+        left_out_L: Which observation each belongs to.
+        sd_L: The candidate's own standard deviation there.
+    """
+
+    name: str
+    log_Q: np.ndarray
+    cov_QQ: np.ndarray
+    half_Q: np.ndarray
+    error_L: np.ndarray
+    left_out_L: tuple[int, ...]
+    sd_L: np.ndarray
+
+
+class _Errors(NamedTuple):
+    error: np.ndarray
+    sd: np.ndarray
+    weight: np.ndarray
+
+
+Candidate = Callable[[Data], Fit]
+
+
+def choose(data: Data) -> Chosen:
+    """The candidate with the least surprising errors on what it had not seen, with a calibrated band."""
+    candidates = _candidates(data)
+    left_out = _left_out(data.x_NF)
+    weight_J = likeness(data.prior_JA, data.z_N, level_counts=data.level_counts) if len(data.prior_JA) else np.zeros(0)
+    replayed = np.argsort(-weight_J, kind="stable")[:_REPLAYS] if len(weight_J) > 1 else np.zeros(0, dtype=int)
+    best: tuple[float, str, Candidate, _Errors, _Errors] | None = None
+    for name, candidate in candidates.items():
+        own = _leave_one_out(data, candidate, left_out)
+        past = _replays(data, candidate, replayed, weight_J)
+        surprise = _surprise([own, past])
+        if best is None or surprise < best[0] - 1e-9:
+            best = (surprise, name, candidate, own, past)
+    assert best is not None
+    _, name, candidate, own, past = best
+    fit = candidate(data)
+    scale = _band_scale([own, past])
+    half_Q = scale * _Z_95 * np.sqrt(np.maximum(np.diag(fit.cov_QQ), 0.0) + fit.noise**2)
+    return Chosen(name, fit.log_Q, fit.cov_QQ * scale**2, half_Q, own.error, left_out, own.sd)
+
+
+def _candidates(data: Data) -> dict[str, Candidate]:
+    """Candidates by name; the first is taken where nothing was left out."""
+    n = len(data.z_N)
+    chosen: dict[str, Candidate] = {}
+    if len(data.prior_JA):
+        chosen["transfer"] = _transfer
+    chosen["gp"] = lambda part: _with_mean(part, physical_mean, _DEPARTURE)
+    if n >= _MANY:
+        chosen["physical"] = lambda part: _with_mean(part, physical_mean, _SLIGHT)
+    if n >= 4 and data.x_NF.shape[1] == 1:
+        chosen["monotone"] = lambda part: _with_mean(part, monotone_mean, _DEPARTURE)
+    return chosen
+
+
+def _with_mean(
+    data: Data, mean: Callable[[Task, np.ndarray, np.ndarray, np.ndarray], MeanFit], amplitude: float
+) -> Fit:
+    fitted = mean(data.task, data.x_NF, data.z_N, data.x_QF)
+    noise = wrong_way_noise(data.task, data.x_NF, data.z_N)
+    noise_N = np.maximum(data.noise_N, noise)
+    fit = with_residuals(fitted, data.x_NF, data.z_N, data.x_QF, amplitude=amplitude, noise_N=noise_N)
+    return fit._replace(noise=noise)
+
+
+def _transfer(data: Data) -> Fit:
+    weight_J = likeness(data.prior_JA, data.z_N, level_counts=data.level_counts)
+    x_AF = np.concatenate([data.x_NF, data.x_QF])
+    noise = wrong_way_noise(data.task, data.x_NF, data.z_N)
+    fit = transfer_fit(data.prior_JA, weight_J, data.z_N, x_AF, np.maximum(data.noise_N, noise))
+    return fit._replace(noise=noise)
+
+
+def _left_out(x_NF: np.ndarray) -> tuple[int, ...]:
+    """Points whose loss leaves the measured range as it is; at most ten, evenly taken."""
+    low_F, high_F = x_NF.min(axis=0), x_NF.max(axis=0)
+    inner = [
+        index
+        for index in range(len(x_NF))
+        if len(x_NF) > 2
+        and (np.delete(x_NF, index, axis=0).min(axis=0) <= low_F + 1e-9).all()
+        and (np.delete(x_NF, index, axis=0).max(axis=0) >= high_F - 1e-9).all()
+    ]
+    if len(inner) <= _FOLDS:
+        return tuple(inner)
+    return tuple(inner[position] for position in np.linspace(0, len(inner) - 1, _FOLDS).round().astype(int))
+
+
+def _leave_one_out(data: Data, candidate: Candidate, left_out: Sequence[int]) -> _Errors:
+    error: list[float] = []
+    sd: list[float] = []
+    n = len(data.z_N)
+    for index in left_out:
+        keep = np.arange(n) != index
+        part = data._replace(
+            x_NF=data.x_NF[keep],
+            z_N=data.z_N[keep],
+            noise_N=data.noise_N[keep],
+            x_QF=data.x_NF[index : index + 1],
+            prior_JA=data.prior_JA[:, np.append(np.flatnonzero(keep), index)],
+        )
+        fit = candidate(part)
+        error.append(float(fit.log_Q[0] - data.z_N[index]))
+        sd.append(float(np.sqrt(max(fit.cov_QQ[0, 0], 0.0) + max(data.noise_N[index], fit.noise) ** 2)))
+    return _Errors(np.asarray(error), np.asarray(sd), np.ones(len(error)))
+
+
+def _replays(data: Data, candidate: Candidate, replayed: np.ndarray, weight_J: np.ndarray) -> _Errors:
+    """Errors of predicting earlier sweeps from the same settings, each weighed by its likeness."""
+    n = len(data.z_N)
+    apart_QN = np.abs(data.x_QF[:, None, :] - data.x_NF[None, :, :]).max(axis=2)
+    unseen_Q = apart_QN.min(axis=1) > 1e-9
+    errors: list[_Errors] = []
+    if not unseen_Q.any():
+        return _Errors(np.zeros(0), np.zeros(0), np.zeros(0))
+    for sweep in replayed:
+        others = np.arange(len(data.prior_JA)) != sweep
+        log_A = data.prior_JA[sweep]
+        fit = candidate(data._replace(z_N=log_A[:n], prior_JA=data.prior_JA[others]))
+        variance_Q = np.maximum(np.diag(fit.cov_QQ), 0.0) + fit.noise**2
+        count = int(unseen_Q.sum())
+        # A replay counts as much as one observation.
+        weight_Q = np.full(count, weight_J[sweep] / count)
+        errors.append(_Errors((fit.log_Q - log_A[n:])[unseen_Q], np.sqrt(variance_Q)[unseen_Q], weight_Q))
+    if not errors:
+        return _Errors(np.zeros(0), np.zeros(0), np.zeros(0))
+    return _Errors(*(np.concatenate([getattr(part, field) for part in errors]) for field in _Errors._fields))
+
+
+def _surprise(parts: Sequence[_Errors]) -> float:
+    """Mean negative log density of a Student law (4 degrees of freedom), which one outlier does not rule."""
+    error, sd, weight = (np.concatenate([getattr(part, field) for part in parts]) for field in _Errors._fields)
+    if not len(error):
+        return 0.0
+    return float(np.average(np.log(sd) + 2.5 * np.log1p((error / sd) ** 2 / 4), weights=weight))
+
+
+def _band_scale(parts: Sequence[_Errors]) -> float:
+    """Factor on the standard deviation that makes ±1.96 of them hold 95 % of what was left out."""
+    score = np.concatenate([*(np.abs(part.error) / part.sd for part in parts), np.asarray(_HALF_NORMAL)])
+    mixed = np.full(len(_HALF_NORMAL), _MIXED / len(_HALF_NORMAL))
+    weight = np.concatenate([*(part.weight for part in parts), mixed])
+    order = np.argsort(score)
+    passed = (np.cumsum(weight[order]) - 0.5 * weight[order]) / weight.sum()
+    return float(np.interp(_COVERAGE, passed, score[order])) / _Z_95
