@@ -59,7 +59,10 @@ class MeasureOptions:
     @property
     def command(self) -> str:
         """The command that a reader can repeat."""
-        words = ["greentrain", "measure", "--device", self.device, "--id", self.identity, "--kind", self.kind]
+        from greentrain_harness.meters import without_password
+
+        device = without_password(self.device)
+        words = ["greentrain", "measure", "--device", device, "--id", self.identity, "--kind", self.kind]
         for model in self.models or ("none",):
             words += ["--model", model]
         if self.points != CURRENT_POINT:

@@ -70,7 +70,7 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
     show_default=True,
     help="auto, jetson, nvidia, cpu, wall, modelled, the name of a meter, or replay:FILE.",
 )
-@click.option("--wall-url", help="Address of the smart plug for --device wall, such as http://192.168.1.20.")
+@click.option("--wall-url", help="Address of the smart plug for --device wall: http://[USER:PASSWORD@]192.168.1.20.")
 @click.option(
     "--wall-scale", type=float, default=1.0, help="Wall watts per rail watt, for the power supply; makes it modelled."
 )

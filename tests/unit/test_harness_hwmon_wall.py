@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from greentrain.errors import UnavailableError, UsageError
 from greentrain.reading import Meter
 from greentrain_harness.meters import choose, hwmon, open_named, rapl, wall
+from greentrain_harness.meters._credentials import Credentials, without_password
 from greentrain_harness.meters.jtop import rail_powers_w
 from greentrain_harness.meters.trees import write_rapl_tree
 
@@ -87,14 +90,21 @@ class Plug:
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, str]] = {}
+        self.refusal: Callable[[str, str], str] = lambda path, authorization: ""
+        self.asked: list[tuple[str, str]] = []
         plug = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                status, text = plug.answers.get(self.path, (404, "{}"))
+                authorization = self.headers.get("Authorization", "")
+                plug.asked.append((self.path, authorization))
+                challenge = plug.refusal(self.path, authorization)
+                status, text = (401, "") if challenge else plug.answers.get(self.path, (404, "{}"))
                 self.send_response(status)
+                if challenge:
+                    self.send_header("WWW-Authenticate", challenge)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text.encode())
@@ -171,6 +181,86 @@ def test_a_plug_that_wants_a_password_is_told(plug: Plug) -> None:
     plug.answers = {"/rpc/Switch.GetStatus?id=0": (401, "{}")}
     with pytest.raises(UnavailableError, match="Shelly: asks for a password"):
         wall.open_plug(plug.url)
+
+
+def digest_guard(password: str, *, uses: int = 1000) -> Callable[[str, str], str]:
+    """A second-generation Shelly's: a challenge until the answer is right; each nonce serves so many requests."""
+    nonces: list[str] = []
+
+    def guard(path: str, authorization: str) -> str:
+        said = dict(re.findall(r'(\w+)="?([^",]+)"?', authorization.removeprefix("Digest ")))
+        nonce, count = said.get("nonce", ""), int(said.get("nc", "0"), 16)
+        secret, asked = (sha256(text.encode()).hexdigest() for text in (f"admin:plug:{password}", f"GET:{path}"))
+        right = sha256(f"{secret}:{nonce}:{said.get('nc')}:{said.get('cnonce')}:auth:{asked}".encode()).hexdigest()
+        if nonces and nonce == nonces[-1] and 1 <= count <= uses and said["response"] == right:
+            return ""
+        nonces.append(f"nonce{len(nonces)}")
+        return f'Digest qop="auth", realm="plug", nonce="{nonces[-1]}", algorithm=SHA-256'
+
+    return guard
+
+
+@pytest.mark.parametrize("uses", [1, 1000])
+def test_a_shelly_with_a_password(uses: int, plug: Plug) -> None:
+    plug.shelly(41.7)
+    plug.refusal = digest_guard("s/e:c r@t", uses=uses)
+    url = plug.url.replace("//", "//admin:s%2Fe%3Ac%20r%40t@")
+    meter = wall.open_plug(url)
+    assert meter.sample().values == (41.7,)
+    assert meter.sample().values == (41.7,)
+    assert len(plug.asked) == (4 if uses > 1 else 6), "a challenge is asked for only when it is needed"
+    assert "s/e" not in meter.note
+    assert "admin" not in meter.note
+    meter.close()
+
+
+def test_a_wrong_password_is_told_and_not_shown(plug: Plug, tmp_path: Path) -> None:
+    plug.shelly(41.7)
+    plug.refusal = digest_guard("right")
+    url = plug.url.replace("//", "//admin:xyzzy@")
+    with pytest.raises(UnavailableError, match="Shelly: refuses this user and password") as caught:
+        wall.open_plug(url)
+    (tmp_path / "etc/greentrain").mkdir(parents=True)
+    (tmp_path / wall.URL_FILE).write_text(f"{url}\n")
+    for text in (str(caught.value), wall.detect(tmp_path) or ""):
+        assert "refuses" in text
+        assert "xyzzy" not in text
+    assert not [path for path, _ in plug.asked if "xyzzy" in path], "nobody asked for it in clear"
+
+
+def test_a_tasmota_with_a_password_gets_it_as_it_asks(plug: Plug) -> None:
+    plug.tasmota(12)
+    status = "/cm?cmnd=Status%208"
+    told = plug.answers[status]
+    refusal = (200, '{"WARNING":"Need user=<username>&password=<password>"}')
+    plug.answers = {status: refusal, f"{status}&user=admin&password=a%26b": told}
+    meter = wall.open_plug(plug.url.replace("//", "//admin:a%26b@"))
+    assert meter.sample().values == (12.0,)
+    meter.close()
+    with pytest.raises(UnavailableError, match="Tasmota: asks for a password"):
+        wall.open_plug(plug.url)
+    plug.answers[f"{status}&user=admin&password=x"] = refusal
+    with pytest.raises(UnavailableError, match="Tasmota: refuses this user"):
+        wall.open_plug(plug.url.replace("//", "//admin:x@"))
+
+
+def test_basic_and_unknown_challenges(plug: Plug) -> None:
+    plug.shelly(3.0)
+    plug.refusal = lambda path, said: "" if said == "Basic YWRtaW46cHc=" else 'Basic realm="plug"'
+    meter = wall.open_plug(plug.url.replace("//", "//admin:pw@"))
+    assert meter.sample().values == (3.0,)
+    meter.close()
+    for challenge in ("", "Negotiate", 'Digest realm="p", nonce="n", algorithm=SHA-512, qop="auth"'):
+        assert not Credentials("admin", "pw").accept(challenge)
+    assert "pw" not in repr(Credentials("admin", "pw"))
+
+
+@pytest.mark.parametrize("text", ["wall:http://admin:s@e/c@host:80", "ftp://admin:se@c@h"])
+def test_passwords_are_left_out_of_texts(text: str) -> None:
+    assert without_password(text) in {"wall:http://host:80", "ftp://h"}
+    with pytest.raises(UsageError) as caught:
+        choose(text.replace("wall:", "plug:"))
+    assert "admin" not in caught.value.message
 
 
 @pytest.mark.parametrize("url", ["192.168.1.20", "https://plug", "http://", "http://h/path", "http://h:99999999"])

@@ -13,8 +13,18 @@ from typing import Protocol, cast
 from greentrain.device import Device
 from greentrain.errors import UsageError
 from greentrain.reading import Meter
+from greentrain_harness.meters._credentials import without_password
 
-__all__ = ["ALIASES", "METERS", "MeterModule", "choose", "detect_all", "meter_module", "open_named"]
+__all__ = [
+    "ALIASES",
+    "METERS",
+    "MeterModule",
+    "choose",
+    "detect_all",
+    "meter_module",
+    "open_named",
+    "without_password",
+]
 
 METERS: tuple[str, ...] = ("ina3221", "jtop", "rapl", "nvml", "combined", "hwmon", "wall", "replay", "modelled")
 
@@ -62,7 +72,7 @@ def choose(name: str, *, sysroot: Path = Path("/")) -> str:
     meter = ALIASES.get(name, name)
     if meter not in METERS and not meter.startswith((_REPLAY, _WALL)):
         raise UsageError(
-            f"unknown meter {name!r}.",
+            f"unknown meter {without_password(name)!r}.",
             hint=f"Known: auto, {', '.join(ALIASES)}, {', '.join(METERS)}, replay:FILE, wall:URL.",
         )
     return meter

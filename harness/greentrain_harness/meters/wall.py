@@ -4,7 +4,9 @@ Shelly (second generation and later)   GET /rpc/Switch.GetStatus?id=0     apower
 Tasmota                                GET /cm?cmnd=Status%208            StatusSNS.ENERGY.Power, watts
 
 The plug is named as ``wall:URL`` (``--wall-url`` on the command line), or once for a machine in
-``/etc/greentrain/wall-url``. Nothing leaves the local network. Plugs that ask for a password are not supported.
+``/etc/greentrain/wall-url``. Nothing leaves the local network. For a plug that asks for a password the URL is
+``http://USER:PASSWORD@HOST`` (Shelly's user is ``admin``); it is shown and kept nowhere without these left out. Tasmota
+gets them in the address, as it asks for; a command line is seen by everybody on the machine, that file need not be.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from greentrain.device import Device
 from greentrain.errors import UnavailableError, UsageError
 from greentrain.power import Source
 from greentrain.reading import Channel, Clock, Sample, Scope
+from greentrain_harness.meters._credentials import Credentials, credentials_in, without_password
 from greentrain_harness.meters._files import read_text
 
 __all__ = ["URL_FILE", "WallMeter", "detect", "open_meter", "open_plug"]
@@ -45,6 +48,10 @@ class _TasmotaEnergy(msgspec.Struct, frozen=True, rename={"power": "Power"}):
 
 class _TasmotaSensors(msgspec.Struct, frozen=True, rename={"energy": "ENERGY"}):
     energy: _TasmotaEnergy
+
+
+class _TasmotaRefusal(msgspec.Struct, frozen=True, rename={"warning": "WARNING"}):
+    warning: str
 
 
 class _Tasmota(msgspec.Struct, frozen=True, rename={"sensors": "StatusSNS"}):
@@ -89,24 +96,35 @@ class _Plug:
         except ValueError:
             host, port = None, 0
         if parts.scheme != "http" or host is None or parts.path.strip("/") or parts.query:
-            raise UsageError(f"the plug's URL is {url!r}, expected http://HOST or http://HOST:PORT.", hint=_HINT)
+            raise UsageError(
+                f"the plug's URL is {without_password(url)!r}, expected http://HOST or http://HOST:PORT.", hint=_HINT
+            )
+        self.credentials: Credentials | None = credentials_in(parts.username, parts.password)
         self.address = f"{host}:{port}"
         self._connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body of an answer.
+        """Status and body of an answer; a plug that asks for a password is given it.
 
         Raises:
             OSError: The plug cannot be reached.
             HTTPException: It does not speak HTTP.
         """
+        status, body, challenge = self._get(path)
+        if status == 401 and self.credentials is not None and self.credentials.accept(challenge):
+            status, body, _ = self._get(path)
+        return status, body
+
+    def _get(self, path: str) -> tuple[int, bytes, str]:
+        """Status, body, and what the plug wants to be told."""
+        secret = {} if self.credentials is None else self.credentials.header("GET", path)
         try:
-            self._connection.request("GET", path, headers={"Accept": "application/json"})
+            self._connection.request("GET", path, headers={"Accept": "application/json", **secret})
             answer = self._connection.getresponse()
             body = answer.read(_MOST_BYTES)
             if not answer.isclosed():
                 self._connection.close()
-            return answer.status, body
+            return answer.status, body, answer.headers.get("WWW-Authenticate", "")
         except (OSError, http.client.HTTPException):
             # The next request opens a new connection.
             self._connection.close()
@@ -192,21 +210,36 @@ def open_plug(url: str) -> WallMeter:
             return WallMeter(plug, kind)
         reasons.append(f"{kind.name}: {outcome}")
     plug.close()
-    raise UnavailableError(f"No smart plug answers with watts at {url} ({'; '.join(reasons)}).", hint=_HINT)
+    raise UnavailableError(
+        f"No smart plug answers with watts at {without_password(url)} ({'; '.join(reasons)}).", hint=_HINT
+    )
 
 
 def _ask(plug: _Plug, kind: _Kind) -> float | str:
     """Watts, or why there are none."""
     try:
         status, body = plug.get(kind.path)
+        # Only who asks for it gets a password in clear.
+        if status == 200 and plug.credentials is not None and _wants_user(body):
+            status, body = plug.get(f"{kind.path}&{plug.credentials.query()}")
     except OSError as error:
         return "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
     except http.client.HTTPException as error:
         return f"no HTTP ({type(error).__name__})"
+    if status == 401 or (status == 200 and _wants_user(body)):
+        return "asks for a password" if plug.credentials is None else "refuses this user and password"
     if status != 200:
-        return "asks for a password" if status == 401 else f"status {status}"
+        return f"status {status}"
     with contextlib.suppress(msgspec.DecodeError):
         power_w = kind.power_w(body)
         # A plug may show a trace of feeding back; no consumer gives energy.
         return max(power_w, 0.0)
     return "no watts in its answer"
+
+
+def _wants_user(body: bytes) -> bool:
+    """Whether this is Tasmota's refusal."""
+    try:
+        return "password" in msgspec.json.decode(body, type=_TasmotaRefusal).warning
+    except msgspec.DecodeError:
+        return False
