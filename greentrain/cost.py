@@ -7,6 +7,7 @@ Nothing else in greentrain prices anything. Energy of a round of T seconds:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,8 +15,8 @@ from typing import NamedTuple
 from greentrain.cluster import Cluster
 from greentrain.device import Device
 from greentrain.objective import OPTIMIZER_STATES, Problem
-from greentrain.parallel.data import gradient_sum_bytes, gradient_sum_s
-from greentrain.parallel.pipeline import Step, boundary_s, round_s
+from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
+from greentrain.parallel.pipeline import Step, Transfer, round_s, transfer
 from greentrain.plan import Estimate, Plan, Stage
 from greentrain.profile import LayerProfile, interpolate_batch_s
 from greentrain.units import format_quantity
@@ -25,11 +26,12 @@ __all__ = [
     "StagePrice",
     "Traffic",
     "boundary_energy_j",
-    "boundary_step",
+    "boundary_transfer",
     "estimate",
     "memory_bytes",
     "most_rows",
     "stage_price",
+    "stage_step",
     "stage_traffic",
 ]
 
@@ -40,6 +42,7 @@ class StagePrice(NamedTuple):
     Attributes:
         forward_s: Slowest device's forward seconds.
         backward_s: Slowest device's backward seconds.
+        both_s: Forward and backward seconds of the device that is slowest in both together.
         busy_s: Computing seconds of each device, per micro-batch.
         update_s: Slowest device's optimizer seconds per round.
         sum_s: Seconds of the gradient sum per round.
@@ -47,6 +50,7 @@ class StagePrice(NamedTuple):
 
     forward_s: float
     backward_s: float
+    both_s: float
     busy_s: tuple[float, ...]
     update_s: float
     sum_s: float
@@ -104,7 +108,7 @@ def estimate(plan: Plan, problem: Problem, *, tables: CostTables | None = None) 
     """
     tables = tables or CostTables(problem)
     prices = [stage_price(stage, tables) for stage in plan.stages]
-    step_s = round_s(_steps(plan, problem, prices), plan.micro_batches_n)
+    step_s = _round_s(plan, problem, prices)
     busy_s: dict[str, float] = {}
     energy_j: dict[str, dict[str, float]] = {}
     peak_bytes: dict[str, int] = {}
@@ -151,7 +155,7 @@ def stage_price(stage: Stage, tables: CostTables) -> StagePrice:
         update_s = max(update_s, tables.update_s(device, point, stage.start, stage.stop))
         busy_s.append(own_forward_s + own_backward_s)
     sum_s = gradient_sum_s(cluster, stage.devices, stage.param_bytes)
-    return StagePrice(forward_s, backward_s, tuple(busy_s), update_s, sum_s)
+    return StagePrice(forward_s, backward_s, max(busy_s), tuple(busy_s), update_s, sum_s)
 
 
 def memory_bytes(stage: Stage, rows: int, problem: Problem) -> int:
@@ -185,35 +189,33 @@ def _memory_terms(start: int, stop: int, in_flight: int, problem: Problem) -> tu
     return trainable * (2 + OPTIMIZER_STATES[problem.optimizer]) + frozen, in_flight * stash
 
 
-def _steps(plan: Plan, problem: Problem, prices: Sequence[StagePrice]) -> list[Step]:
-    steps: list[Step] = []
-    for index, (stage, price) in enumerate(zip(plan.stages, prices, strict=True)):
-        if index > 0:
-            before = plan.stages[index - 1]
-            layer = problem.model.layers[before.stop - 1]
-            steps.append(
-                boundary_step(
-                    problem.cluster, before.devices, stage.devices,
-                    rows_before=before.shares, rows_after=stage.shares, layer=layer,
-                )
-            )  # fmt: skip
-        steps.append(Step(price.forward_s, price.backward_s, price.sum_s + price.update_s))
-    return steps
+def stage_step(stage: Stage, price: StagePrice, cluster: Cluster) -> Step:
+    """What the round formula needs to know of a stage."""
+    air_s = gradient_sum_air_s(cluster, stage.devices, stage.param_bytes)
+    return Step(price.forward_s, price.backward_s, price.both_s, price.sum_s, price.update_s, air_s)
 
 
-def boundary_step(
+def boundary_transfer(
     cluster: Cluster, before: Sequence[str], after: Sequence[str], *, rows_before: Sequence[int],
     rows_after: Sequence[int], layer: LayerProfile,
-) -> Step:  # fmt: skip
-    """The transfer step of a cut after ``layer`` between two groups and their shares."""
-    forward_s = boundary_s(
-        cluster, before, after, sent_rows=rows_before, received_rows=rows_after, bytes_per_row=layer.activation_bytes
-    )
-    backward_s = boundary_s(
-        cluster, after, before, sent_rows=rows_after, received_rows=rows_before, bytes_per_row=layer.gradient_bytes
-    )
-    shared = any(cluster.link(src, dst).medium is not None for src in before for dst in after)
-    return Step(forward_s, backward_s, duplex=not shared)
+) -> Transfer:  # fmt: skip
+    """The transfer of a cut after ``layer`` between two groups and their shares."""
+    return transfer(
+        cluster, before, after, rows_before=rows_before, rows_after=rows_after,
+        activation_bytes=layer.activation_bytes, gradient_bytes=layer.gradient_bytes,
+    )  # fmt: skip
+
+
+def _round_s(plan: Plan, problem: Problem, prices: Sequence[StagePrice]) -> float:
+    steps = [stage_step(stage, price, problem.cluster) for stage, price in zip(plan.stages, prices, strict=True)]
+    transfers = [
+        boundary_transfer(
+            problem.cluster, before.devices, after.devices,
+            rows_before=before.shares, rows_after=after.shares, layer=problem.model.layers[before.stop - 1],
+        )
+        for before, after in itertools.pairwise(plan.stages)
+    ]  # fmt: skip
+    return round_s(steps, transfers, plan.micro_batches_n)
 
 
 class Traffic(NamedTuple):

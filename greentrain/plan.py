@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -192,7 +193,7 @@ def in_flight_limit(stages_n: int, stage: int, micro_batches_n: int) -> int:
     return min(2 * (stages_n - stage) - 1, micro_batches_n)
 
 
-def row_ranges(shares: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def row_ranges(shares: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Half-open row range of each device inside a micro-batch."""
     ranges: list[tuple[int, int]] = []
     start = 0

@@ -1,23 +1,28 @@
 """Discrete-event clock over the action lists of one round; writes the rows that a real run writes.
 
 Every device executes its list in order. A send is handed to the network and does not wait; a message
-occupies the sender's way out and the receiver's way in (or the shared medium) for bytes / bandwidth and
-arrives one latency later. A receive waits for its message; a gradient sum waits for the whole group.
+occupies the sender's way out and then, from its first byte on, the receiver's way in for bytes / bandwidth
+each, or the shared medium once, and arrives one latency later. Ways serve first come, first served; both
+directions of a port go on at once. A receive waits for its message; a gradient sum waits for the whole
+group and occupies its ports or the medium.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from math import inf
+from typing import NamedTuple, cast
 
 from greentrain.actions import Action, lower
+from greentrain.cluster import Cluster
 from greentrain.cost import CostTables, Traffic, estimate, stage_traffic
 from greentrain.errors import UsageError
 from greentrain.ledger import ACTION_CAUSES, LedgerRow, totals_j
 from greentrain.objective import Problem
-from greentrain.parallel.data import gradient_sum_s
+from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_port_s, gradient_sum_s
 from greentrain.parallel.rows import row_parts
 from greentrain.plan import Estimate, Plan
 
@@ -66,9 +71,83 @@ def to_estimate(rows: Sequence[LedgerRow], plan: Plan, problem: Problem) -> Esti
     )
 
 
+_Key = tuple[str, str, int, str, int]
+
+
+class _Message(NamedTuple):
+    """What is on its way: when it asks for the first of its ways, then who gets what."""
+
+    asks_s: float
+    number: int
+    key: _Key
+    transfer_s: float
+    latency_s: float
+    ways: tuple[str, ...]
+
+
+@dataclass
+class _Network:
+    """Ports and shared media: until when each is taken, and what is on its way."""
+
+    cluster: Cluster
+    arrival_s: dict[_Key, float] = field(default_factory=dict)
+    _free_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _served_s: defaultdict[tuple[str, str, str], float] = field(default_factory=lambda: defaultdict(float))
+    _waiting: list[_Message] = field(default_factory=list[_Message])
+    _sent_n: int = 0
+
+    @property
+    def next_s(self) -> float:
+        """When the next message asks for its way."""
+        return self._waiting[0].asks_s if self._waiting else inf
+
+    def send(self, action: Action, now_s: float) -> None:
+        """Hand over a message."""
+        peer = cast("str", action.peer)
+        link = self.cluster.link(action.device, peer)
+        ways = (f"medium {link.medium}",) if link.medium is not None else (f"out {action.device}", f"in {peer}")
+        transfer_s = action.bytes / self.cluster.bandwidth_bytes_per_s(link)
+        self._sent_n += 1
+        key = _message(action.device, peer, action)
+        heapq.heappush(self._waiting, _Message(now_s, self._sent_n, key, transfer_s, link.latency_s, ways))
+
+    def serve_next(self) -> None:
+        """Let the next message onto its way, or back in line behind the one before it between the same two."""
+        message = heapq.heappop(self._waiting)
+        way, *others = message.ways
+        flow = (*message.key[:2], way)
+        if self._served_s[flow] > message.asks_s:
+            heapq.heappush(self._waiting, message._replace(asks_s=self._served_s[flow]))
+            return
+        start_s = max(message.asks_s, self._free_s[way])
+        self._free_s[way] = self._served_s[flow] = start_s + message.transfer_s
+        if others:
+            heapq.heappush(self._waiting, message._replace(asks_s=start_s, ways=tuple(others)))
+        else:
+            self.arrival_s[message.key] = start_s + message.transfer_s + message.latency_s
+
+    def sum_start_s(self, devices: Sequence[str], now_s: float) -> float | None:
+        """When a group that is ready can begin its gradient sum; None while messages of its own wait."""
+        if any(message.key[0] in devices or message.key[1] in devices for message in self._waiting):
+            return None
+        return max(now_s, *(self._free_s[way] for way in self._ways(devices)))
+
+    def begin_sum(self, devices: Sequence[str], param_bytes: int, start_s: float) -> float:
+        """Occupy the group's ports or media; returns the sum's seconds."""
+        air_s = gradient_sum_air_s(self.cluster, devices, param_bytes)
+        for way in self._ways(devices):
+            self._free_s[way] = start_s + (air_s or gradient_sum_port_s(self.cluster, devices, param_bytes))
+        return gradient_sum_s(self.cluster, devices, param_bytes)
+
+    def _ways(self, devices: Sequence[str]) -> set[str]:
+        links = [self.cluster.link(src, dst) for src in devices for dst in devices if src != dst]
+        media = {f"medium {link.medium}" for link in links if link.medium is not None}
+        return media or {f"{side} {device}" for device in devices for side in ("out", "in")}
+
+
 @dataclass
 class _Clock:
-    """The state of the network and of every device's list."""
+    """The state of every device's list."""
 
     plan: Plan
     problem: Problem
@@ -77,27 +156,30 @@ class _Clock:
     done: dict[str, list[tuple[Action, float, float]]] = field(init=False)
     _next: dict[str, int] = field(init=False)
     _tables: CostTables = field(init=False)
-    _arrival_s: dict[tuple[str, str, int, str, int], float] = field(init=False)
-    _free_s: defaultdict[str, float] = field(init=False)
-    _at_sum: dict[int, dict[str, float]] = field(init=False)
+    _network: _Network = field(init=False)
+    _at_sum: defaultdict[int, dict[str, float]] = field(init=False)
+    _sums: dict[int, tuple[float, float]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.now_s = dict.fromkeys(self.actions, 0.0)
         self.done = {device: [] for device in self.actions}
         self._next = dict.fromkeys(self.actions, 0)
         self._tables = CostTables(self.problem)
-        self._arrival_s = {}
-        self._free_s = defaultdict(float)
+        self._network = _Network(self.problem.cluster)
         self._at_sum = defaultdict(dict)
+        self._sums = {}
 
     def run(self) -> None:
-        """Always execute the action that can begin first, so that messages queue in the order of time."""
+        """Always do what can begin first, so that messages queue in the order of time."""
         while True:
             ready = [(start_s, device) for device in self.actions if (start_s := self._ready_s(device)) is not None]
-            if not ready:
+            start_s, device = min(ready, default=(inf, ""))
+            if self._network.next_s < inf and self._network.next_s <= start_s:
+                self._network.serve_next()
+            elif ready:
+                self._execute(device, start_s)
+            else:
                 break
-            start_s, device = min(ready)
-            self._execute(device, start_s)
         stuck = {device: listed[self._next[device]] for device, listed in self.actions.items()
                  if self._next[device] < len(listed)}  # fmt: skip
         if stuck:
@@ -111,24 +193,32 @@ class _Clock:
         action = self.actions[device][self._next[device]]
         now_s = self.now_s[device]
         if action.kind in ("RF", "RB"):
-            arrival_s = self._arrival_s.get(_message(cast("str", action.peer), device, action))
+            arrival_s = self._network.arrival_s.get(_message(cast("str", action.peer), device, action))
             return None if arrival_s is None else max(now_s, arrival_s)
         if action.kind == "AR":
-            waiting = self._at_sum[action.stage]
-            waiting[device] = now_s
-            group = self.plan.stages[action.stage].devices
-            return max(waiting.values()) if len(waiting) == len(group) else None
+            return self._sum_ready_s(action, now_s)
         return now_s
+
+    def _sum_ready_s(self, action: Action, now_s: float) -> float | None:
+        if action.stage in self._sums:
+            return self._sums[action.stage][0]
+        waiting = self._at_sum[action.stage]
+        waiting[action.device] = now_s
+        group = self.plan.stages[action.stage].devices
+        return self._network.sum_start_s(group, max(waiting.values())) if len(waiting) == len(group) else None
 
     def _execute(self, device: str, start_s: float) -> None:
         action = self.actions[device][self._next[device]]
         self._next[device] += 1
         duration_s = 0.0
         if action.kind in ("SF", "SB"):
-            self._send(action, start_s)
+            self._network.send(action, start_s)
         elif action.kind == "AR":
             stage = self.plan.stages[action.stage]
-            duration_s = gradient_sum_s(self.problem.cluster, stage.devices, stage.param_bytes)
+            if action.stage not in self._sums:
+                duration_s = self._network.begin_sum(stage.devices, stage.param_bytes, start_s)
+                self._sums[action.stage] = (start_s, duration_s)
+            duration_s = self._sums[action.stage][1]
         elif action.kind in ("F", "B", "U"):
             duration_s = self._compute_s(action)
         self.done[device].append((action, start_s, duration_s))
@@ -144,18 +234,8 @@ class _Clock:
         forward_s, backward_s = self._tables.compute_s(device, point, stage.start, stage.stop, rows)
         return forward_s if action.kind == "F" else backward_s
 
-    def _send(self, action: Action, now_s: float) -> None:
-        peer = cast("str", action.peer)
-        link = self.problem.cluster.link(action.device, peer)
-        ways = (f"medium {link.medium}",) if link.medium else (f"out {action.device}", f"in {peer}")
-        start_s = max(now_s, *(self._free_s[way] for way in ways))
-        end_s = start_s + action.bytes / self.problem.cluster.bandwidth_bytes_per_s(link)
-        for way in ways:
-            self._free_s[way] = end_s
-        self._arrival_s[_message(action.device, peer, action)] = end_s + link.latency_s
 
-
-def _message(src: str, dst: str, action: Action) -> tuple[str, str, int, str, int]:
+def _message(src: str, dst: str, action: Action) -> _Key:
     return (src, dst, action.micro_batch, action.kind[-1], action.first_row)
 
 

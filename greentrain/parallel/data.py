@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 from greentrain.cluster import Cluster
 
-__all__ = ["allocate_shares", "equal_shares", "gradient_sum_bytes", "gradient_sum_s", "slowest_link"]
+__all__ = [
+    "allocate_shares",
+    "equal_shares",
+    "gradient_sum_air_s",
+    "gradient_sum_bytes",
+    "gradient_sum_port_s",
+    "gradient_sum_s",
+    "slowest_link",
+]
 
 
 def slowest_link(cluster: Cluster, devices: Sequence[str]) -> tuple[float, float, bool]:
@@ -44,6 +52,23 @@ def gradient_sum_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -
     bandwidth, latency_s, shared = slowest_link(cluster, devices)
     transfer_s = gradient_sum_bytes(group_n, param_bytes) / bandwidth
     return transfer_s * (group_n if shared else 1) + 2 * (group_n - 1) * latency_s
+
+
+def gradient_sum_air_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:
+    """Seconds for which the ring AllReduce occupies a shared medium; 0 on a switched network."""
+    group_n = len(devices)
+    if group_n == 1 or param_bytes == 0:
+        return 0.0
+    bandwidth, _, shared = slowest_link(cluster, devices)
+    return gradient_sum_bytes(group_n, param_bytes) * group_n / bandwidth if shared else 0.0
+
+
+def gradient_sum_port_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:
+    """Seconds for which the ring AllReduce occupies each member's port on a switched network."""
+    if len(devices) == 1 or param_bytes == 0:
+        return 0.0
+    bandwidth, _, shared = slowest_link(cluster, devices)
+    return 0.0 if shared else gradient_sum_bytes(len(devices), param_bytes) / bandwidth
 
 
 def equal_shares(rows: int, devices_n: int) -> tuple[int, ...]:

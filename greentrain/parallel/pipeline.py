@@ -1,110 +1,266 @@
 """Pipeline parallelism: the time of a round of 1F1B, and what crosses a cut.
 
-Steps alternate: execution of a stage, transfer, execution of the next stage, …. ``E = E_f + E_b`` are a
-step's seconds per micro-batch, M the micro-batches of a round, K those that a stage holds in flight, and
-``T_a`` a stage's tail (gradient sum and update). Built from the last stage: before a suffix of stages come
-a head stage h and its link c, and
+Built from the last stage: before a suffix of stages, whose first is r, come a head stage h and its transfer c.
+M are the micro-batches of a round; a stage holds K = min(2n−1, M) in flight, n the stages from it to the last.
+The order of actions is fixed, so a round is a longest path through them. These families of paths are taken:
 
-    A ← max(M·E_h, E_h + K·E_c + (M−K)·D_c, E_h + E_c + A, …)    first forward to last backward of h
-    T ← max(A + T_a^h, E_f^h + E_f^c + T, …)                      first forward to the last update
+- every micro-batch through h, and h waiting for the suffix: ``E_h + E_c + A``, the aligned dominant step of
+  Asteroid (arXiv 2408.08015);
+- one micro-batch down and back (to r, to the last stage but one, or to the last), before it K−1 more forwards
+  and after it K−1 more backwards of the stage where it turns, in between M−K times the busiest port: of the
+  transfer alone, or of r, whose way in takes activations and gradients, as its way out does;
+- h may be only K_h − K_r forwards ahead, so a window of that many micro-batches waits for a full turn;
+- on a shared medium all transfers and gradient sums follow one another.
 
-This is the aligned dominant step of Asteroid (arXiv 2408.08015), where every stage ends as soon as the
-slowest step at or behind it has passed. Every term only adds seconds, so no slower device or link makes a
-round shorter: without that no planner could drop what is worse in every coordinate.
+A message occupies ports for bytes / bandwidth and arrives one latency later: latency is no load.
+
+Every term only adds seconds, so no slower device or link makes a round shorter: without that no planner
+could drop what is worse in every coordinate (:data:`DOMINANCE_FIELDS`). A figure may be a float or a numpy
+array of one shape, one entry per candidate; the arithmetic is the same and looks at no value.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
-from greentrain.cluster import Cluster
+import numpy as np
 
-__all__ = ["Pipe", "Step", "boundary_s", "last_stage", "prepended", "round_s"]
+from greentrain.cluster import Cluster
+from greentrain.plan import row_ranges
+
+__all__ = [
+    "DOMINANCE_FIELDS",
+    "Pipe",
+    "Step",
+    "Transfer",
+    "largest",
+    "last_stage",
+    "prepended",
+    "round_s",
+    "transfer",
+]
 
 
 class Step(NamedTuple):
-    """One step of the pipeline.
+    """What a stage does with one micro-batch.
 
     Attributes:
-        forward_s: Forward seconds per micro-batch.
-        backward_s: Backward seconds per micro-batch.
-        tail_s: Gradient sum and update per round; 0 for a transfer.
-        duplex: Whether forward and backward go on at once: a transfer on a switched network.
+        forward_s: Forward seconds of its slowest device.
+        backward_s: Backward seconds of its slowest device.
+        both_s: Forward and backward seconds of the device that is slowest in both together.
+        sum_s: Gradient sum per round.
+        update_s: Optimizer update per round.
+        air_s: Seconds for which the gradient sum occupies a shared medium.
     """
 
     forward_s: float
     backward_s: float
-    tail_s: float = 0.0
-    duplex: bool = False
+    both_s: float
+    sum_s: float = 0.0
+    update_s: float = 0.0
+    air_s: float = 0.0
+
+
+class Transfer(NamedTuple):
+    """What one micro-batch costs between two stages: seconds of the busiest ports, and latencies.
+
+    Attributes:
+        left_out_s: Activations through the busiest way out of the stage before the cut.
+        right_in_s: Activations through the busiest way in of the stage behind it.
+        right_out_s: Gradients through the busiest way out of the stage behind the cut.
+        left_in_s: Gradients through the busiest way in of the stage before it.
+        forward_latency_s: Latency of the activations.
+        backward_latency_s: Latency of the gradients.
+        down_air_s: Activations through the shared medium; 0 on a switched network.
+        up_air_s: Gradients through the shared medium.
+    """
+
+    left_out_s: float = 0.0
+    right_in_s: float = 0.0
+    right_out_s: float = 0.0
+    left_in_s: float = 0.0
+    forward_latency_s: float = 0.0
+    backward_latency_s: float = 0.0
+    down_air_s: float = 0.0
+    up_air_s: float = 0.0
 
     @property
-    def total_s(self) -> float:
-        """Seconds of one micro-batch forward and backward (E)."""
-        return self.forward_s + self.backward_s
+    def down_s(self) -> float:
+        """Seconds per micro-batch of the busiest port on the way down."""
+        return largest(self.left_out_s, self.right_in_s, self.down_air_s)
 
     @property
-    def further_s(self) -> float:
-        """Seconds that every further micro-batch adds when this step is the slowest (D)."""
-        return max(self.forward_s, self.backward_s) if self.duplex else self.total_s
+    def up_s(self) -> float:
+        """Seconds per micro-batch of the busiest port on the way back."""
+        return largest(self.right_out_s, self.left_in_s, self.up_air_s)
 
 
 class Pipe(NamedTuple):
-    """The stages from some stage to the last one, timed from the entry of a micro-batch.
+    """The stages from some stage to the last one, timed from the entry of the first micro-batch.
 
     Attributes:
         stages_n: How many stages.
-        aligned_s: First forward to last backward of the first of them, the whole round (A).
-        round_s: First forward to the last update of all of them, the whole round (T).
+        aligned_s: Until the last backward of the first of them (A).
+        round_s: Until the last update of all of them (T).
+        both_s: The first stage's forward and backward.
+        middle_s: What one micro-batch adds behind the first stage, down to the last stage but one and back.
+        beyond_s: The same down to the last stage.
         last_s: Entry of the last micro-batch to the last update.
-        head: The first of the stages.
-        link: The transfer behind it; None when it is the last stage.
+        tail_s: The first stage's gradient sum and update.
+        out_s: Activations through the first stage's way out, per micro-batch.
+        in_s: Gradients through its way in, per micro-batch.
+        air_s: Transfers of a micro-batch through the shared medium, over all cuts.
+        sums_air_s: Gradient sums through the shared medium, over all stages.
     """
 
     stages_n: int
     aligned_s: float
     round_s: float
+    both_s: float
+    middle_s: float
+    beyond_s: float
     last_s: float
-    head: Step
-    link: Step | None
+    tail_s: float
+    out_s: float
+    in_s: float
+    air_s: float
+    sums_air_s: float
+
+
+# A pipe can be dropped for another of as many stages over the same layers if it is no better in any of these
+# (and the shares of its first stage are the same, or need no less of every port in front of it). Without a
+# shared medium the last two are 0; both_s, tail_s, out_s and in_s are equal where the first stage is the same.
+DOMINANCE_FIELDS = Pipe._fields[1:]
 
 
 def last_stage(step: Step, micro_batches_n: int) -> Pipe:
     """The pipe that consists of the last stage alone."""
-    aligned_s = micro_batches_n * step.total_s
-    return Pipe(1, aligned_s, aligned_s + step.tail_s, step.total_s + step.tail_s, step, None)
+    aligned_s = micro_batches_n * step.both_s
+    tail_s = step.sum_s + step.update_s
+    none_s = 0.0 * aligned_s
+    return Pipe(
+        stages_n=1, aligned_s=aligned_s, round_s=aligned_s + tail_s, both_s=step.both_s, middle_s=none_s,
+        beyond_s=none_s, last_s=step.both_s + tail_s, tail_s=tail_s, out_s=none_s, in_s=none_s, air_s=none_s,
+        sums_air_s=none_s + step.air_s,
+    )  # fmt: skip
 
 
-def prepended(head: Step, link: Step, pipe: Pipe, micro_batches_n: int) -> Pipe:
-    """The pipe with one more stage and its transfer in front."""
-    behind_n = _in_flight(pipe.stages_n, micro_batches_n)
-    own_n = _in_flight(pipe.stages_n + 1, micro_batches_n)
-    aligned_s = max(
-        micro_batches_n * head.total_s,
-        # Gradients come back once the stage behind holds K micro-batches; only the others overlap.
-        head.total_s + behind_n * link.total_s + (micro_batches_n - behind_n) * link.further_s,
-        head.total_s + link.total_s + pipe.aligned_s,
+class _Turn(NamedTuple):
+    """One micro-batch from the head to the suffix and back, and the slowest of what passes many of them.
+
+    Attributes:
+        entry_s: Until the first of the suffix's devices has its rows.
+        down_s: Until all of them have.
+        up_s: From the end of their backward to the end of the head's.
+        near_s: Down to the suffix's first stage and back.
+        trip_s: Down to the last stage and back.
+        fill_s: Forwards in front of the suffix, per micro-batch.
+        drain_s: Backwards, per micro-batch.
+    """
+
+    entry_s: float
+    down_s: float
+    up_s: float
+    near_s: float
+    trip_s: float
+    fill_s: float
+    drain_s: float
+
+
+def _turn(head: Step, link: Transfer, pipe: Pipe) -> _Turn:
+    begin_s = head.forward_s + link.forward_latency_s
+    up_s = link.backward_latency_s + link.up_s + head.backward_s
+    near_s = begin_s + link.down_s + pipe.both_s + up_s
+    return _Turn(
+        entry_s=begin_s + largest(link.right_in_s, link.down_air_s),
+        down_s=begin_s + link.down_s,
+        up_s=up_s,
+        near_s=near_s,
+        trip_s=near_s + pipe.beyond_s,
+        fill_s=largest(link.down_s, head.forward_s),
+        drain_s=largest(link.up_s, head.backward_s),
     )
-    if pipe.link is not None:
-        through_s = head.total_s + link.total_s + pipe.head.total_s + pipe.link.total_s
-        aligned_s = max(aligned_s, through_s + (micro_batches_n - 1) * _port_s(link, pipe.link))
+
+
+def prepended(head: Step, link: Transfer, pipe: Pipe, micro_batches_n: int) -> Pipe:
+    """The pipe with one more stage and its transfer in front."""
+    turn = _turn(head, link, pipe)
+    tail_s = head.sum_s + head.update_s
+    sums_air_s = head.air_s + pipe.sums_air_s
+    aligned_s = _aligned_s(head, link, pipe, turn, micro_batches_n)
+    k_r = _in_flight(pipe.stages_n, micro_batches_n)
+    there_s = link.down_s + link.up_s + link.forward_latency_s + link.backward_latency_s + pipe.both_s
     return Pipe(
         stages_n=pipe.stages_n + 1,
         aligned_s=aligned_s,
-        round_s=max(
-            aligned_s + head.tail_s,
-            head.forward_s + link.forward_s + pipe.round_s,
-            # The last micro-batch leaves the head, or its link, after all others.
-            micro_batches_n * head.forward_s
-            + (micro_batches_n - own_n) * head.backward_s
-            + link.forward_s
-            + pipe.last_s,
-            head.forward_s + micro_batches_n * link.forward_s + pipe.last_s,
+        round_s=largest(
+            aligned_s + tail_s,
+            aligned_s + sums_air_s + head.update_s,
+            turn.down_s + pipe.round_s,
+            turn.down_s + _late_s(head, link, pipe, turn, micro_batches_n) + pipe.last_s,
+            # The suffix's first stage sums its gradients once the last of them has left it.
+            turn.entry_s + (k_r - 1) * turn.fill_s + (micro_batches_n - 1) * link.up_s + link.right_out_s + pipe.tail_s,
         ),
-        last_s=max(head.total_s + head.tail_s, head.forward_s + link.forward_s + pipe.last_s),
-        head=head,
-        link=link,
+        both_s=head.both_s,
+        middle_s=there_s + pipe.middle_s if pipe.stages_n > 1 else pipe.middle_s,
+        beyond_s=there_s + pipe.beyond_s,
+        last_s=largest(turn.near_s + (k_r - 1) * turn.drain_s + tail_s, turn.down_s + pipe.last_s),
+        tail_s=tail_s,
+        out_s=link.left_out_s,
+        in_s=link.left_in_s,
+        air_s=link.down_air_s + link.up_air_s + pipe.air_s,
+        sums_air_s=sums_air_s,
     )
+
+
+def _aligned_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> float:
+    """Seconds from the head's first forward to its last backward."""
+    n = pipe.stages_n
+    k_h, k_r, k_2 = _in_flight(n + 1, m), _in_flight(n, m), _in_flight(min(n, 2), m)
+    turns_n, rest_n = divmod(m - k_r, k_h - k_r + 1)
+    wire_s = largest(link.down_s, link.up_s)
+    in_s, out_s = link.right_in_s + pipe.in_s, link.right_out_s + pipe.out_s
+    air_s = link.down_air_s + link.up_air_s + pipe.air_s
+    # Gradients from behind pass r's port before its K-th activations, activations after its K-th last gradients.
+    overtaken_s = pipe.in_s + pipe.out_s if k_r >= _in_flight(max(n - 1, 1), m) + 2 else 0.0
+    short_s = turn.entry_s + pipe.both_s + turn.up_s
+    phases_s = turn.fill_s + turn.drain_s
+    return largest(
+        m * head.both_s,
+        turn.down_s + pipe.aligned_s + turn.up_s,
+        head.forward_s + head.backward_s + m * air_s,
+        turn.trip_s + (k_h - 1) * largest(turn.fill_s, turn.drain_s) + (m - k_h) * largest(wire_s, head.both_s),
+        turn.trip_s + (k_r - 1) * largest(link.right_in_s, pipe.in_s) + (m - k_r) * in_s,
+        turn.trip_s + (k_r - 1) * largest(link.right_out_s, pipe.out_s) + (m - k_r) * out_s,
+        short_s + pipe.middle_s + (k_2 - 1) * phases_s + (m - k_2) * wire_s,
+        short_s + (k_r - 1) * phases_s + largest(
+            (k_h - k_r) * largest(head.forward_s, head.backward_s) + (m - k_h) * head.both_s,
+            (m - k_r) * wire_s,
+            (m - k_r) * largest(in_s, out_s) + overtaken_s,
+            turns_n * turn.near_s + rest_n * pipe.both_s,
+        ),
+    )  # fmt: skip
+
+
+def _late_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> float:
+    """Seconds from the first to the last micro-batch that enters the suffix."""
+    k_h, k_r = _in_flight(pipe.stages_n + 1, m), _in_flight(pipe.stages_n, m)
+    return largest(
+        (m - 1) * head.forward_s + (m - k_h) * head.backward_s,
+        (m - 1) * link.down_s,
+        (m - 1) * pipe.out_s + (m - k_r) * link.right_out_s,
+        (k_r - 1) * turn.fill_s + (m - k_r) // (k_h - k_r + 1) * turn.near_s,
+    )
+
+
+def largest(*values: float) -> float:
+    """The largest of some figures, entry by entry where they are arrays."""
+    if any(isinstance(value, np.ndarray) for value in values):
+        return reduce(np.maximum, values)
+    return max(values)
 
 
 def _in_flight(stages_n: int, micro_batches_n: int) -> int:
@@ -112,47 +268,69 @@ def _in_flight(stages_n: int, micro_batches_n: int) -> int:
     return min(2 * stages_n - 1, micro_batches_n)
 
 
-def _port_s(before: Step, after: Step) -> float:
-    """Seconds per micro-batch of a middle stage's network port: both its transfers go through it."""
-    if before.duplex and after.duplex:
-        return max(before.forward_s + after.backward_s, before.backward_s + after.forward_s)
-    if not before.duplex and not after.duplex:
-        return before.total_s + after.total_s  # One shared medium carries everything.
-    return 0.0
-
-
-def round_s(steps: Sequence[Step], micro_batches_n: int) -> float:
+def round_s(stages: Sequence[Step], transfers: Sequence[Transfer], micro_batches_n: int) -> float:
     """Seconds of one round, from the first forward to the last update.
 
     Args:
-        steps: Execution and transfer steps in pipeline order, execution first and last.
+        stages: In pipeline order.
+        transfers: Between neighbours, one fewer.
         micro_batches_n: M.
     """
-    pipe = last_stage(steps[-1], micro_batches_n)
-    for index in range(len(steps) - 3, -1, -2):
-        pipe = prepended(steps[index], steps[index + 1], pipe, micro_batches_n)
+    pipe = last_stage(stages[-1], micro_batches_n)
+    for step, link in zip(reversed(stages[:-1]), reversed(transfers), strict=True):
+        pipe = prepended(step, link, pipe, micro_batches_n)
     return pipe.round_s
 
 
-def boundary_s(
+def transfer(
+    cluster: Cluster,
+    before: Sequence[str],
+    after: Sequence[str],
+    *,
+    rows_before: Sequence[int],
+    rows_after: Sequence[int],
+    activation_bytes: int,
+    gradient_bytes: int,
+) -> Transfer:
+    """The transfer of one micro-batch between two groups, each pair moving just the rows both hold.
+
+    A switched network moves the messages of different devices at once, so the busiest way out or in
+    decides; on a shared medium all messages follow one another.
+    """
+    left_out_s, right_in_s, forward_air_s, forward_s = _loads(
+        cluster, before, after, rows_before, rows_after, activation_bytes
+    )
+    right_out_s, left_in_s, backward_air_s, backward_s = _loads(
+        cluster, after, before, rows_after, rows_before, gradient_bytes
+    )
+    return Transfer(
+        left_out_s, right_in_s, right_out_s, left_in_s, forward_s, backward_s, forward_air_s, backward_air_s
+    )
+
+
+def _loads(
     cluster: Cluster,
     senders: Sequence[str],
     receivers: Sequence[str],
-    *,
     sent_rows: Sequence[int],
     received_rows: Sequence[int],
     bytes_per_row: int,
-) -> float:
-    """Seconds to hand one micro-batch from group to group, each pair moving just the rows both hold.
-
-    A switched network moves the messages of different devices at once, so the busiest device decides;
-    on a shared medium all rows follow one another.
-    """
+) -> tuple[float, float, float, float]:
+    """Seconds of the busiest way out, of the busiest way in and of the medium, and the largest latency."""
     if bytes_per_row == 0:
-        return 0.0
-    links = [cluster.link(src, dst) for src in senders for dst in receivers]
-    bandwidth = min(cluster.bandwidth_bytes_per_s(link) for link in links)
-    latency_s = max(link.latency_s for link in links)
-    shared = any(link.medium is not None for link in links)
-    rows = sum(sent_rows) if shared else max(*sent_rows, *received_rows)
-    return latency_s + rows * bytes_per_row / bandwidth
+        return 0.0, 0.0, 0.0, 0.0  # Without anything trainable before the cut no gradient goes back.
+    ways_s: defaultdict[tuple[str, str], float] = defaultdict(float)
+    latency_s = 0.0
+    for src, (src_start, src_stop) in zip(senders, row_ranges(sent_rows), strict=True):
+        for dst, (dst_start, dst_stop) in zip(receivers, row_ranges(received_rows), strict=True):
+            rows = min(src_stop, dst_stop) - max(src_start, dst_start)
+            if rows <= 0:
+                continue
+            link = cluster.link(src, dst)
+            latency_s = max(latency_s, link.latency_s)
+            for way in (("air", ""),) if link.medium is not None else (("out", src), ("in", dst)):
+                ways_s[way] += rows * bytes_per_row / cluster.bandwidth_bytes_per_s(link)
+    air_s = ways_s["air", ""]
+    out_s = max((seconds for (kind, _), seconds in ways_s.items() if kind == "out"), default=0.0)
+    in_s = max((seconds for (kind, _), seconds in ways_s.items() if kind == "in"), default=0.0)
+    return out_s, in_s, air_s, latency_s

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from greentrain.cost import CostTables, boundary_energy_j, boundary_step, most_rows
+from greentrain.cost import CostTables, boundary_energy_j, boundary_transfer, most_rows
 from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Problem
-from greentrain.parallel.data import gradient_sum_bytes, gradient_sum_s
-from greentrain.parallel.pipeline import Pipe, Step, last_stage, prepended
+from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
+from greentrain.parallel.pipeline import Pipe, Step, Transfer, last_stage, prepended
 from greentrain.plan import Plan
 from greentrain.planners.candidate import Part, assemble, best_of, certified, objective_value
 from greentrain.planners.single import candidates as single_candidates
@@ -33,13 +33,11 @@ CHOICES_LIMIT = 400_000
 
 
 class _Option(NamedTuple):
-    """One way to share a stage inside a group; all seconds per micro-batch but the tail's."""
+    """One way to share a stage inside a group."""
 
     shares: tuple[int, ...]
     points: tuple[str, ...]
-    forward_s: float
-    backward_s: float
-    tail_s: float
+    step: Step
     wait_w: float
     busy_j: float
 
@@ -263,7 +261,7 @@ class _Search:
     ) -> _Suffix:
         names = tuple(self.problem.cluster.devices[index].id for index in group)
         part = Part(start, stop, names, option.shares, option.points)
-        step = Step(option.forward_s, option.backward_s, option.tail_s)
+        step = option.step
         micro_batches_n = self.problem.batch // self.micro_batch
         if suffix is None:
             return _Suffix(last_stage(step, micro_batches_n), option.wait_w, option.busy_j, (part,))
@@ -275,11 +273,11 @@ class _Search:
             (part, *suffix.parts),
         )
 
-    def _boundary(self, before: Part, after: Part) -> tuple[Step, float]:
+    def _boundary(self, before: Part, after: Part) -> tuple[Transfer, float]:
         """The transfer step of a cut, and its joules per round."""
         cluster = self.problem.cluster
         layer = self.problem.model.layers[before.stop - 1]
-        step = boundary_step(
+        link = boundary_transfer(
             cluster, before.devices, after.devices, rows_before=before.shares, rows_after=after.shares, layer=layer
         )
         joules = sum(
@@ -289,7 +287,7 @@ class _Search:
                 (layer.gradient_bytes, after.devices, before.devices),
             )
         )
-        return step, joules
+        return link, joules
 
     def _stage_options(self, start: int, stop: int, group: tuple[int, ...], in_flight: int) -> list[_Option]:
         key = (start, stop, group, in_flight, self.micro_batch)
@@ -309,6 +307,9 @@ class _Search:
             return
         param_bytes = sum(layer.param_bytes for layer in problem.model.layers[start:stop])
         sum_s = self._sum_s(group, start, stop)
+        air_s = gradient_sum_air_s(problem.cluster, names, param_bytes)
+        # What crosses a cut depends on the widest share, or on every share where links differ.
+        rows_NX = shares_NG if problem.cluster.links else shares_NG.max(axis=1, keepdims=True)
         sum_j = len(group) * gradient_sum_bytes(len(group), param_bytes)
         sum_j *= sum(boundary_energy_j(problem.cluster, names, names))
         columns: list[np.ndarray] = []
@@ -319,6 +320,7 @@ class _Search:
             busy_j_N = np.full(len(shares_NG), sum_j)
             forward_s_N = np.zeros(len(shares_NG))
             backward_s_N = np.zeros(len(shares_NG))
+            both_s_N = np.zeros(len(shares_NG))
             for position, (device, point) in enumerate(zip(devices, points, strict=True)):
                 curve = device.curve(point)
                 times_RK = np.array(
@@ -327,21 +329,23 @@ class _Search:
                 own_NK = times_RK[shares_NG[:, position]]
                 forward_s_N = np.maximum(forward_s_N, own_NK[:, 0])
                 backward_s_N = np.maximum(backward_s_N, own_NK[:, 1])
+                both_s_N = np.maximum(both_s_N, own_NK.sum(axis=1))
                 rounds = problem.batch // self.micro_batch
                 busy_s_N = own_NK.sum(axis=1) * rounds + update_s[position]
                 busy_j_N = busy_j_N + (curve.busy_w - curve.idle_w) * busy_s_N
                 wait_w += curve.idle_w
-            labels.append((points, sum_s + max(update_s), wait_w))
-            tail_N = np.full(len(shares_NG), labels[-1][1])
+            labels.append((points, max(update_s), wait_w))
+            update_N = np.full(len(shares_NG), max(update_s))
             wait_N = np.full(len(shares_NG), wait_w)
-            widest_N = shares_NG.max(axis=1).astype(np.float64)
-            columns.append(np.stack([forward_s_N, backward_s_N, tail_N, wait_N, busy_j_N, widest_N], axis=1))
+            own_NC = np.stack([forward_s_N, backward_s_N, both_s_N, update_N, wait_N, busy_j_N], axis=1)
+            columns.append(np.concatenate([own_NC, rows_NX], axis=1))
         coordinates_NC = np.concatenate(columns)
         for row in _pareto(coordinates_NC):
-            points, tail_s, wait_w = labels[row // len(shares_NG)]
+            points, longest_s, wait_w = labels[row // len(shares_NG)]
             shares = tuple(int(share) for share in shares_NG[row % len(shares_NG)])
-            forward_s, backward_s, _, _, busy_j, _ = coordinates_NC[row]
-            yield _Option(shares, points, float(forward_s), float(backward_s), tail_s, wait_w, float(busy_j))
+            forward_s, backward_s, both_s, _, _, busy_j = (float(value) for value in coordinates_NC[row, :6])
+            step = Step(forward_s, backward_s, both_s, sum_s, longest_s, air_s)
+            yield _Option(shares, points, step, wait_w, busy_j)
 
 
 def _compositions(rows: int, limits: list[int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from greentrain.cost import CostTables, boundary_step
+from greentrain.cost import CostTables, boundary_transfer
 from greentrain.device import Device
 from greentrain.objective import Problem
 from greentrain.plan import Plan
@@ -56,10 +56,11 @@ def _balanced_cuts(
                 execute_s = sum(tables.compute_s(device, device.points[0].name, start, stop, micro_batch))
                 transfer_s = 0.0
                 if left:
-                    transfer_s = boundary_step(
+                    link = boundary_transfer(
                         problem.cluster, (device.id,), (devices[index + 1].id,),
                         rows_before=(micro_batch,), rows_after=(micro_batch,), layer=layers[stop - 1],
-                    ).further_s  # fmt: skip
+                    )  # fmt: skip
+                    transfer_s = max(link.down_s, link.up_s)
                 reached_s = max(slowest_s, execute_s, transfer_s)
                 if stop not in following or reached_s < following[stop][0]:
                     following[stop] = (reached_s, (*cuts, stop))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +12,23 @@ from problems import make_problem, plan_of, random_plan, with_random_network
 from greentrain.cluster import Link, Medium
 from greentrain.cost import CostTables, estimate, memory_bytes, most_rows, stage_traffic
 from greentrain.objective import Objective, Problem
-from greentrain.parallel.data import allocate_shares, gradient_sum_bytes, gradient_sum_s
-from greentrain.parallel.pipeline import Step, boundary_s, round_s
+from greentrain.parallel.data import (
+    allocate_shares,
+    gradient_sum_air_s,
+    gradient_sum_bytes,
+    gradient_sum_port_s,
+    gradient_sum_s,
+)
+from greentrain.parallel.pipeline import (
+    DOMINANCE_FIELDS,
+    Pipe,
+    Step,
+    Transfer,
+    last_stage,
+    prepended,
+    round_s,
+    transfer,
+)
 from greentrain.planners.candidate import Part
 from greentrain.profile import interpolate_batch_s
 
@@ -76,46 +92,115 @@ def test_what_is_sent_is_received() -> None:
 
 
 _SECONDS = st.floats(0, 3)
+_STEP = st.tuples(*[_SECONDS] * 6)
+_TRANSFER = st.tuples(*[_SECONDS] * 8)
+
+
+def _step(values: tuple[float, ...]) -> Step:
+    forward_s, backward_s, *rest = values
+    # A device that is slowest in both together is no slower than the slowest in each.
+    return Step(forward_s, backward_s, max(forward_s, backward_s) + rest[0] / 3 * min(forward_s, backward_s), *rest[1:])
+
+
+def _slower_step(step: Step, more: tuple[float, ...]) -> Step:
+    extra = _step(more)
+    return Step(*(old + new for old, new in zip(step, extra, strict=True)))
 
 
 @given(
-    values=st.lists(st.tuples(_SECONDS, _SECONDS, _SECONDS, st.booleans()), min_size=7, max_size=7),
-    stages_n=st.integers(1, 4),
+    steps=st.lists(_STEP, min_size=1, max_size=4),
+    links=st.lists(_TRANSFER, min_size=3, max_size=3),
     micro_batches_n=st.integers(1, 12),
-    where=st.integers(0, 6),
-    more=st.tuples(_SECONDS, _SECONDS, _SECONDS),
+    where=st.integers(0, 3),
+    more=_STEP,
+    more_link=_TRANSFER,
 )
 def test_nothing_slower_makes_a_round_shorter(
-    values: list[tuple[float, float, float, bool]],
-    stages_n: int,
+    steps: list[tuple[float, ...]],
+    links: list[tuple[float, ...]],
     micro_batches_n: int,
     where: int,
-    more: tuple[float, float, float],
+    more: tuple[float, ...],
+    more_link: tuple[float, ...],
 ) -> None:
-    steps = [
-        Step(forward_s, backward_s, 0.0 if index % 2 else tail_s, duplex and index % 2 == 1)
-        for index, (forward_s, backward_s, tail_s, duplex) in enumerate(values[: 2 * stages_n - 1])
-    ]
-    where %= len(steps)
-    slower = list(steps)
-    slower[where] = steps[where]._replace(
-        forward_s=steps[where].forward_s + more[0],
-        backward_s=steps[where].backward_s + more[1],
-        tail_s=0.0 if where % 2 else steps[where].tail_s + more[2],
-    )
-    before_s = round_s(steps, micro_batches_n)
-    assert round_s(slower, micro_batches_n) >= before_s * (1 - 1e-12)
-    for index in range(0, len(steps), 2):
-        assert before_s >= (micro_batches_n * steps[index].total_s + steps[index].tail_s) * (1 - 1e-12)
+    stages = [_step(values) for values in steps]
+    transfers = [Transfer(*values) for values in links[: len(stages) - 1]]
+    before_s = round_s(stages, transfers, micro_batches_n)
+    for step in stages:
+        assert before_s >= (micro_batches_n * step.both_s + step.sum_s + step.update_s) * (1 - 1e-12)
+    slower = list(stages)
+    slower[where % len(stages)] = _slower_step(stages[where % len(stages)], more)
+    assert round_s(slower, transfers, micro_batches_n) >= before_s * (1 - 1e-12)
+    if transfers:
+        old = transfers[where % len(transfers)]
+        transfers[where % len(transfers)] = Transfer(*(a + b for a, b in zip(old, more_link, strict=True)))
+        assert round_s(stages, transfers, micro_batches_n) >= before_s * (1 - 1e-12)
+
+
+@given(
+    pipe=st.tuples(*[_SECONDS] * 11),
+    more=st.tuples(*[_SECONDS] * 11),
+    stages_n=st.integers(1, 5),
+    micro_batches_n=st.integers(1, 40),
+    head=_STEP,
+    link=_TRANSFER,
+)
+def test_a_pipe_worse_in_every_coordinate_stays_worse(
+    pipe: tuple[float, ...],
+    more: tuple[float, ...],
+    stages_n: int,
+    micro_batches_n: int,
+    head: tuple[float, ...],
+    link: tuple[float, ...],
+) -> None:
+    better = Pipe(stages_n, *pipe)
+    worse = Pipe(stages_n, *(old + new for old, new in zip(pipe, more, strict=True)))
+    after = [prepended(_step(head), Transfer(*link), each, micro_batches_n) for each in (better, worse)]
+    for name in DOMINANCE_FIELDS:
+        assert getattr(after[1], name) >= getattr(after[0], name) * (1 - 1e-12), name
+
+
+def test_arrays_are_priced_entry_by_entry() -> None:
+    rng = np.random.default_rng(3)
+    heads = [_step(tuple(values)) for values in rng.uniform(0, 3, (20, 6))]
+    tails = [_step(tuple(values)) for values in rng.uniform(0, 3, (20, 6))]
+    links = [Transfer(*values) for values in rng.uniform(0, 3, (20, 8))]
+    for micro_batches_n in (1, 2, 9):
+        one_by_one = []
+        for head, link, tail in zip(heads, links, tails, strict=True):
+            pipe = prepended(tail, link, last_stage(tail, micro_batches_n), micro_batches_n)
+            one_by_one.append(prepended(head, link, pipe, micro_batches_n))
+        head, tail = (Step(*np.array(steps).T) for steps in (heads, tails))
+        link = Transfer(*np.array(links).T)
+        pipe = prepended(tail, link, last_stage(tail, micro_batches_n), micro_batches_n)
+        together = prepended(head, link, pipe, micro_batches_n)
+        assert together.stages_n == 3
+        for name in DOMINANCE_FIELDS:
+            assert getattr(together, name) == pytest.approx([getattr(each, name) for each in one_by_one])
 
 
 def test_rounds_by_hand() -> None:
-    stage = Step(1.0, 2.0, 0.5)
-    assert round_s([stage], 4) == 12.5
+    stage = Step(1.0, 2.0, 3.0, 0.25, 0.25)
+    free = Transfer()
+    assert round_s([stage], [], 4) == 12.5
     # Balanced, free links: the last stage ends (M + 1)·E − E_b after the start, the first one M·E + E.
-    assert round_s([stage, Step(0.0, 0.0, duplex=True), stage], 4) == 15.5
+    assert round_s([stage, stage], [free], 4) == 15.5
     # A slow last stage dominates: fill with the first stage's micro-batch, then M times the slow one.
-    assert round_s([Step(0.1, 0.2), Step(0.0, 0.0, duplex=True), Step(1.0, 2.0, 9.0)], 4) == pytest.approx(21.1)
+    quick, slow = Step(0.1, 0.2, 0.3), Step(1.0, 2.0, 3.0, 9.0, 0.0)
+    assert round_s([quick, slow], [free], 4) == pytest.approx(21.1)
+    # Only the wire takes time: 8 activations down, the last gradient back; latency counts twice, not 16 times.
+    nothing = Step(0.0, 0.0, 0.0)
+    wire = Transfer(1.0, 1.0, 1.0, 1.0, 0.25, 0.25)
+    assert round_s([nothing, nothing], [wire], 8) == pytest.approx(8 + 1 + 0.5)
+    # The head is at most three micro-batches ahead, so a long latency is paid once per three.
+    far = wire._replace(forward_latency_s=5.0, backward_latency_s=5.0)
+    assert round_s([nothing, nothing], [far], 7) == pytest.approx(3 * 12)
+    # On a shared medium both directions follow one another.
+    air = Transfer(down_air_s=1.0, up_air_s=1.0)
+    assert round_s([nothing, nothing], [air], 8) == pytest.approx(16.0)
+    # Both gradient sums go through the same air.
+    sums = Step(1.0, 1.0, 2.0, 5.0, 0.5, 5.0)
+    assert round_s([sums, sums], [air], 1) == pytest.approx(6.0 + 10.0 + 0.5)
 
 
 def test_gradient_sum_by_hand() -> None:
@@ -132,11 +217,36 @@ def test_gradient_sum_by_hand() -> None:
         media=(Medium(name="air", bandwidth_bytes_per_s=0.5e6),),
     )
     assert gradient_sum_s(air, ("d0", "d1", "d2"), 3_000_000) == pytest.approx(3 * 8.0 + 4 * 0.01)
-    sent = boundary_s(air, ("d0",), ("d1", "d2"), sent_rows=(4,), received_rows=(3, 1), bytes_per_row=1000)
-    assert sent == pytest.approx(0.01 + 4000 / 0.5e6)
-    switched = boundary_s(cluster, ("d0", "d1"), ("d2",), sent_rows=(3, 1), received_rows=(4,), bytes_per_row=1000)
-    assert switched == pytest.approx(0.01 + 4000 / 1e6)
-    assert boundary_s(cluster, ("d0",), ("d1",), sent_rows=(4,), received_rows=(4,), bytes_per_row=0) == 0
+    assert gradient_sum_air_s(air, ("d0", "d1", "d2"), 3_000_000) == pytest.approx(3 * 8.0)
+    assert gradient_sum_port_s(air, ("d0", "d1", "d2"), 3_000_000) == 0
+    assert gradient_sum_air_s(cluster, ("d0", "d1", "d2"), 3_000_000) == 0
+    assert gradient_sum_port_s(cluster, ("d0", "d1", "d2"), 3_000_000) == pytest.approx(4.0)
+
+
+def test_transfers_by_hand() -> None:
+    problem = _problem(2)
+    wire = Link(src="*", dst="*", bandwidth_bytes_per_s=1e6, latency_s=0.01)
+    cluster = msgspec.structs.replace(problem.cluster, default_link=wire, links=())
+    sizes = {"activation_bytes": 1000, "gradient_bytes": 500}
+    found = transfer(cluster, ("d0", "d1"), ("d2",), rows_before=(3, 1), rows_after=(4,), **sizes)
+    assert found == pytest.approx(Transfer(0.003, 0.004, 0.002, 0.0015, 0.01, 0.01))
+    assert found.down_s == pytest.approx(0.004)
+    # The pair with the slow link moves just the rows that both hold.
+    slow = Link(src="d1", dst="d2", bandwidth_bytes_per_s=1e5, latency_s=0.05)
+    uneven = msgspec.structs.replace(cluster, links=(slow,))
+    found = transfer(uneven, ("d0", "d1"), ("d2",), rows_before=(3, 1), rows_after=(4,), **sizes)
+    assert found == pytest.approx(Transfer(0.01, 0.013, 0.002, 0.0015, 0.05, 0.01))
+    air = msgspec.structs.replace(
+        cluster,
+        default_link=msgspec.structs.replace(wire, medium="air"),
+        media=(Medium(name="air", bandwidth_bytes_per_s=0.5e6),),
+    )
+    found = transfer(air, ("d0",), ("d1", "d2"), rows_before=(4,), rows_after=(3, 1), **sizes)
+    assert found == pytest.approx(Transfer(0, 0, 0, 0, 0.01, 0.01, 0.008, 0.004))
+    nothing_back = transfer(
+        cluster, ("d0",), ("d1",), rows_before=(4,), rows_after=(4,), activation_bytes=1000, gradient_bytes=0
+    )
+    assert nothing_back == pytest.approx(Transfer(0.004, 0.004, forward_latency_s=0.01))
 
 
 @given(

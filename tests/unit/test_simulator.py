@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from problems import make_problem, plan_of, random_parts, random_plan, with_random_network
 
+from greentrain.cluster import Link, Medium
 from greentrain.cost import estimate, stage_traffic
 from greentrain.ledger import ACTION_CAUSES, LedgerRow
 from greentrain.objective import Objective, Problem
@@ -53,12 +54,14 @@ def test_formula_and_simulator_agree_exactly_on_one_stage() -> None:
                 assert again.energy_j[device].get(cause, 0.0) == pytest.approx(joules, rel=1e-6, abs=1e-5)
 
 
-def _pipelines(count: int) -> list[tuple[Problem, Plan]]:
+def _pipelines(count: int, *, networks: bool = False) -> list[tuple[Problem, Plan]]:
     rng = random.Random(5)
     found: list[tuple[Problem, Plan]] = []
     for seed in range(count):
         problem = make_problem(seed, devices=4, layers=6, batch=rng.choice([8, 16, 32]), micro_batches=(2, 4))
         problem = msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, links=()))
+        if networks and seed % 3 == 0:
+            problem = with_random_network(problem, rng)
         plan = random_plan(problem, rng, largest_group=1 if seed % 2 else 3)
         if len(plan.stages) > 1:
             found.append((problem, plan))
@@ -66,14 +69,18 @@ def _pipelines(count: int) -> list[tuple[Problem, Plan]]:
 
 
 def test_formula_and_simulator_are_near_on_pipelines() -> None:
-    errors = [estimate(plan, problem).step_s / _end_s(simulate(plan, problem)) - 1 for problem, plan in _pipelines(150)]
+    errors = [
+        estimate(plan, problem).step_s / _end_s(simulate(plan, problem)) - 1
+        for problem, plan in _pipelines(400, networks=True)
+    ]
     absolute = sorted(abs(error) for error in errors)
     mean = sum(absolute) / len(absolute)
-    said = f"{len(errors)} pipelines: mean error {mean:.1%}, worst {absolute[-1]:.1%}"
+    beyond_n = sum(error > 0.1 for error in absolute)
+    said = f"{len(errors)} pipelines: mean error {mean:.1%}, worst {absolute[-1]:.1%}, {beyond_n} beyond 10 %"
     print(said)
-    assert len(errors) > 80
-    assert mean <= 0.05, said
-    assert absolute[-1] <= 0.4, said
+    assert len(errors) > 200
+    assert mean <= 0.03, said
+    assert beyond_n <= 0.05 * len(errors), said
 
 
 def test_a_round_holds_together() -> None:
@@ -141,3 +148,39 @@ def test_a_middle_stage_shares_one_port_between_its_links() -> None:
     plan = plan_of(problem, 2, [Part(index, index + 1, (f"d{index}",), (2,), ("p0",)) for index in range(3)])
     assert _end_s(simulate(plan, problem)) > 2 * 16
     assert estimate(plan, problem).step_s == pytest.approx(_end_s(simulate(plan, problem)), rel=0.1)
+
+
+def _wired(problem: Problem, *, medium: str | None) -> Problem:
+    """One kind of link, 1 MB/s without latency."""
+    link = Link(src="*", dst="*", bandwidth_bytes_per_s=1e6, medium=medium)
+    media = (Medium(name="air", bandwidth_bytes_per_s=1e6),) if medium else ()
+    cluster = msgspec.structs.replace(problem.cluster, default_link=link, links=(), media=media)
+    layers = tuple(msgspec.structs.replace(layer, param_bytes=1_000_000) for layer in problem.model.layers)
+    model = msgspec.structs.replace(problem.model, layers=layers)
+    return msgspec.structs.replace(problem, cluster=cluster, model=model)
+
+
+@pytest.mark.parametrize(("medium", "sums_overlap"), [(None, True), ("air", False)])
+def test_gradient_sums_share_a_medium_but_not_a_switch(medium: str | None, sums_overlap: bool) -> None:
+    problem = _wired(make_problem(2, devices=4, layers=2, batch=4, micro_batches=(4,)), medium=medium)
+    pairs = [Part(0, 1, ("d0", "d1"), (2, 2), ("p0", "p0")), Part(1, 2, ("d2", "d3"), (2, 2), ("p0", "p0"))]
+    plan = plan_of(problem, 4, pairs)
+    rows = simulate(plan, problem)
+    sums = {row.device: (row.t_start_s, row.t_start_s + row.duration_s) for row in rows if row.action == "sum"}
+    assert sums["d0"] == sums["d1"]
+    assert sums["d2"] == sums["d3"]
+    assert sums["d2"][1] - sums["d2"][0] == pytest.approx(2.0 if medium else 1.0)
+    assert (sums["d0"][0] < sums["d2"][1]) == sums_overlap
+    assert estimate(plan, problem).step_s == pytest.approx(_end_s(rows), rel=0.05)
+
+
+def test_a_stream_of_messages_does_not_hold_up_those_of_others() -> None:
+    """Two senders of three messages each to one receiver: its way in serves them in turn."""
+    problem = _wired(make_problem(2, devices=3, layers=2, batch=12, micro_batches=(4,)), medium=None)
+    layers = tuple(msgspec.structs.replace(layer, activation_bytes=500_000) for layer in problem.model.layers)
+    problem = msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=layers))
+    plan = plan_of(problem, 4, [Part(0, 1, ("d0", "d1"), (2, 2), ("p0", "p0")), Part(1, 2, ("d2",), (4,), ("p0",))])
+    forwards = [row for row in simulate(plan, problem) if row.device == "d2" and row.action == "forward"]
+    starts_s = [row.t_start_s for row in forwards]
+    assert starts_s[1] - starts_s[0] == pytest.approx(2.0, rel=0.05)
+    assert starts_s[2] - starts_s[1] == pytest.approx(2.0, rel=0.05)
