@@ -239,7 +239,7 @@ def _replayed(meter: ReplayMeter) -> Span:
     from greentrain_harness.sampler import Sampler
 
     start_s, stop_s = meter.window_s
-    with Sampler(meter, clock=lambda: stop_s, background=False) as sampler:
+    with Sampler(meter, clock=lambda: stop_s, background=False, full_n=meter.left + 1) as sampler:
         while meter.left:
             sampler.sample_now()
         return sampler.span(start_s, stop_s)

@@ -13,7 +13,7 @@ import numpy as np
 
 from greentrain.reading import Channel
 
-__all__ = ["ChannelEnergy", "counter_energy", "power_energy"]
+__all__ = ["ChannelEnergy", "counter_energy", "group_means", "power_energy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +122,20 @@ def counter_energy(
         sampling_j=refresh_j + ends_j,
         gap_s=_uncovered_s(stop_s - start_s, covered_s),
     )
+
+
+def group_means(values: Sequence[float], group_n: int) -> np.ndarray:
+    """Means over groups of neighbours, NaN left out; NaN for a group that is nothing else. Keeps the integral.
+
+    Args:
+        values: Instants, watts or joules, shape (N,); N is a multiple of the group.
+        group_n: Samples per group.
+    """
+    value_GN = np.asarray(values, dtype=np.float64).reshape(-1, group_n)
+    known_GN = np.isfinite(value_GN)
+    known_n_G = known_GN.sum(axis=1)
+    sum_G = np.where(known_GN, value_GN, 0.0).sum(axis=1)
+    return np.where(known_n_G > 0, sum_G / np.maximum(known_n_G, 1), np.nan)
 
 
 def _answered(t_s: Sequence[float], value: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

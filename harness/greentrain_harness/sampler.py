@@ -17,7 +17,7 @@ from types import TracebackType
 
 from greentrain.power import Source
 from greentrain.reading import Channel, Clock, Meter, Scope, Span
-from greentrain_harness.integration import ChannelEnergy, counter_energy, power_energy
+from greentrain_harness.integration import ChannelEnergy, counter_energy, group_means, power_energy
 from greentrain_harness.meters._roots import RootMeter, next_looks, root_rate_hz
 from greentrain_harness.meters._throttle import throttled_now, united
 
@@ -31,6 +31,8 @@ _GAP_PERIODS = 10.0
 _COUNTER_GAP_S = 60.0
 # A sensor that hangs in its driver must not hold up training.
 _PATIENCE_S = 1.0
+# So many samples are kept as they are, which is two hours at 150 Hz; of older ones the means over half a gap.
+_FULL_N = 1_000_000
 # How often it is asked why clocks are held back.
 _THROTTLE_S = 1.0
 # Sleeping wakes up for less than waiting for an event does; longer than this would hold up the end.
@@ -40,7 +42,8 @@ _SLEEP_S = 0.05
 class Sampler:
     """Samples a meter in the background and answers for any window of its life; never raises for a lost sensor.
 
-    Use as a context manager; leaving it closes the meter. A day of six channels at 50 Hz takes 140 MB.
+    Use as a context manager; leaving it closes the meter. Samples of the last hours are kept as they are, of older
+    ones the means over five looks: six channels take 32 MB, and 28 MB more for every day.
 
     A meter whose roots can be read alone (a board's total) has them read oftener than the rest, as long as the
     sampling takes no more than 3 % of a core and 30 % of the time of the sensor's bus.
@@ -50,17 +53,21 @@ class Sampler:
         clock: Monotonic seconds; must be the clock of the meter's time stamps.
         rate_hz: Samples per second of all channels; the meter's own rates when not given.
         background: Sample in a thread. Without it only :meth:`sample_now` and :meth:`span` sample.
+        full_n: Samples that are kept as they are.
     """
 
     def __init__(
-        self, meter: Meter, *, clock: Clock = time.monotonic, rate_hz: float | None = None, background: bool = True
-    ) -> None:
+        self, meter: Meter, *, clock: Clock = time.monotonic, rate_hz: float | None = None, background: bool = True,
+        full_n: int = _FULL_N,
+    ) -> None:  # fmt: skip
         self._meter = meter
         self._clock = clock
         self._rate_hz = rate_hz or meter.rate_hz or _COUNTER_RATE_HZ
         # Looks at the roots per look at all channels.
         self._most_looks = 1 if rate_hz else max(round(root_rate_hz(meter) / self._rate_hz), 1)
         self._looks = self._most_looks
+        self._full_n = full_n
+        self._thinned_n = 0
         self._sample_roots = meter.sample_roots if isinstance(meter, RootMeter) else meter.sample
         self._background = background
         self._t_s = array("d")
@@ -163,6 +170,8 @@ class Sampler:
                     self._t_s.append(sample.t_s)
                     for values, value in zip(self._values, sample.values, strict=True):
                         values.append(math.nan if value is None else value)
+                    if len(self._t_s) - self._thinned_n > self._full_n:
+                        self._thin()
         except Exception as error:
             # The contract says that meters do not raise; training must outlive one that does.
             self.fault = f"{type(error).__name__}: {error}"
@@ -246,6 +255,15 @@ class Sampler:
             high = bisect_right(self._t_s, stop_s + gap_s) + 1
             t_s, values = self._t_s[low:high], self._values[index][low:high]
         return integrate(t_s, values, start_s, stop_s, channel=channel, gap_s=gap_s)
+
+    def _thin(self) -> None:
+        """Replace the older half of the full samples by means; neighbours stay closer than a gap."""
+        group_n = round(_GAP_PERIODS / 2) * self._most_looks
+        start = self._thinned_n
+        stop = start + self._full_n // 2 // group_n * group_n
+        for column in (self._t_s, *self._values):
+            column[start:stop] = array(column.typecode, group_means(column[start:stop], group_n))
+        self._thinned_n = start + (stop - start) // group_n
 
     def _run(self) -> None:
         pace = _Pace(self._rate_hz)

@@ -367,10 +367,44 @@ def test_the_thread_reads_roots_between_looks_at_all_channels() -> None:
     assert "arra" in meter.looks
 
 
-def test_a_day_at_50_hz_fits_in_200_mb() -> None:
-    meter = FakeMeter(*([steps] * 6))
-    sampler = sampled(meter, 1.0)
-    assert sampler.bytes_per_sample * 50 * 86400 < 200e6
+def test_old_samples_become_means_and_keep_their_joules() -> None:
+    """Also of a rail that is read less often, of a counter, and across a silence."""
+    channels = (
+        Channel(name="IN", quantity="power_w"), Channel(name="GPU", quantity="power_w", parent="IN"),
+        Channel(name="package", quantity="energy_j", parent="IN"),
+    )  # fmt: skip
+
+    def load(t_s: float) -> float | None:
+        return None if 40.0 <= t_s < 42.0 else steps(t_s)
+
+    def span_of(full_n: int) -> tuple[Span, int]:
+        meter = FakeMeter(load, lambda t_s: steps(t_s) / 2, lambda t_s: 20.0 * t_s, channels=channels, rate_hz=50.0)
+        sampler = Sampler(meter, clock=lambda: meter.t_s, background=False, full_n=full_n)
+        for index in range(5000):
+            meter.t_s = index / 50
+            sampler.sample_now()
+        return sampler.span(1.0, 90.0), sampler.samples_n
+
+    full, full_n = span_of(1_000_000)
+    thin, thin_n = span_of(1000)
+    assert full_n == 5000
+    assert thin_n < 1000 + 5000 / 5
+    assert thin.gap_s == pytest.approx(full.gap_s, abs=0.2)
+    assert known(thin)[0] == pytest.approx(known(full)[0], rel=0.003)
+    assert thin.channels_j["GPU"] == pytest.approx(full.channels_j["GPU"], rel=1e-4)
+    assert thin.channels_j["package"] == pytest.approx(full.channels_j["package"], rel=1e-9)
+
+
+def test_a_week_of_six_rails_fits_in_250_mb() -> None:
+    meter = RootsFirst(*([steps] * 6))
+    meter.channels = tuple(Channel(name=f"rail{index}", quantity="power_w") for index in range(6))
+    sampler = Sampler(meter, clock=lambda: meter.t_s, background=False, full_n=1000)
+    for index in range(30_000):
+        meter.t_s = index / 150
+        sampler.sample_now()
+    kept_ratio = (sampler.samples_n - 1000) / 30_000
+    assert kept_ratio < 1 / 14
+    assert sampler.bytes_per_sample * (1_000_000 + 7 * 86400 * 150 / 15) < 250e6
 
 
 def test_recording_replays_bit_equal(tmp_path: Path) -> None:
