@@ -9,7 +9,7 @@ how far the least expected value falls, on average, once that point's time and p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -17,9 +17,10 @@ import numpy as np
 
 from greentrain._checks import require_positive
 from greentrain.device import OperatingPoint
-from greentrain.point_model import PointObservation, PointPosterior, first_points
+from greentrain.observation import log_settings, setting_names
+from greentrain.point_model import PointObservation, PointPosterior, first_points, fit_points
 
-__all__ = ["ENOUGH_RATIO", "Decision", "Proposal", "next_probe", "start_points"]
+__all__ = ["ENOUGH_RATIO", "Decision", "Proposal", "next_probe", "propose_probe", "start_points"]
 
 # Below this expected regret nothing more needs to be measured.
 ENOUGH_RATIO = 0.01
@@ -27,8 +28,8 @@ ENOUGH_RATIO = 0.01
 _DRAWS_N = 1024
 _NODES_N = 9
 _JITTER = 1e-12
-# With fewer measured points a fit has hardly been put to the test.
-_LEAST_OBSERVED = 4
+# Beside the choice a fit is trusted less: this many standard deviations.
+_CAUTION = 3.0
 # Being late by 1 % costs as much as 20 % of the objective: a limit, yet smooth enough to be learned about.
 _LATE_POWER = 20.0
 
@@ -65,13 +66,45 @@ class Proposal:
     reason: str
 
 
+def propose_probe(
+    points: Sequence[OperatingPoint], observed: Mapping[int, PointObservation], *,
+    prior: Sequence[Sequence[PointObservation]] = (), decision: Decision,
+) -> tuple[Proposal, PointPosterior]:  # fmt: skip
+    """Fit what was measured, and propose the next point.
+
+    Earlier sweeps lead to good points soon, but they may mislead. The search ends only when the measured points alone,
+    without them, say so too.
+
+    Args:
+        points: All points.
+        observed: What was measured, by index of the point; one at least.
+        prior: Earlier sweeps of this board or its kind.
+        decision: What the choice is to be best at.
+
+    Returns:
+        The proposal, and the fit with the earlier sweeps.
+
+    Raises:
+        UsageError: What was measured cannot be, such as milliwatts among watts.
+    """
+    seen = list(observed.values())
+    posterior = fit_points(points, seen, prior=prior)
+    proposal = next_probe(posterior, observed, decision=decision)
+    if proposal.index is None and prior and len(observed) < len(points):
+        plain = next_probe(fit_points(points, seen), observed, decision=decision)
+        if plain.index is not None:
+            reason = f"earlier sweeps are sure of {points[proposal.chosen_index].name}, what was measured is not yet"
+            proposal = replace(proposal, index=plain.index, reason=reason)
+    return proposal, posterior
+
+
 def next_probe(
     posterior: PointPosterior, observed: Mapping[int, PointObservation], *, decision: Decision
 ) -> Proposal:  # fmt: skip
     """The point to measure next; the same for the same input.
 
-    Measuring ends when every point was measured, or when the choice and enough others were and its expected regret is
-    below 1 %.
+    Measuring ends when every point was measured, or when the choice was, with those beside it that may still be
+    better, and its expected regret is below 1 %.
 
     Args:
         posterior: Time and power of every point P, fitted to what was measured.
@@ -99,10 +132,10 @@ def next_probe(
     if regret < ENOUGH_RATIO:
         if chosen not in observed:
             return propose(chosen, f"the choice {names[chosen]} rests on a prediction")
-        if len(observed) >= _LEAST_OBSERVED:
-            return propose(None, f"the expected regret of {names[chosen]} is {regret:.1%}, below {ENOUGH_RATIO:.0%}")
-        rival = int(left[np.argmin(regret_P[left])])
-        return propose(rival, f"it comes next to {names[chosen]}, and {len(observed)} points are few to be sure")
+        beside = _beside(posterior.points, chosen, left, value_SP)
+        if beside is not None:
+            return propose(beside, f"it lies beside the choice, {names[chosen]}, and may still be better")
+        return propose(None, f"the expected regret of {names[chosen]} is {regret:.1%}, below {ENOUGH_RATIO:.0%}")
     gain_P = _gains(log_time_SP, log_power_SP, value_SP)
     if gain_P[left].max() < ENOUGH_RATIO * regret:
         # No single measurement is expected to change the choice: look where the choice loses most.
@@ -121,6 +154,27 @@ def start_points(
         prior: Earlier sweeps of this board or its kind.
     """
     return first_points(points, 1 if prior else 2)
+
+
+def _beside(points: Sequence[OperatingPoint], chosen: int, left: np.ndarray, value_SP: np.ndarray) -> int | None:
+    """The most promising neighbour of the choice that was not measured and may be better by more than what is enough.
+
+    Two points are neighbours when no third one lies in the sphere between them (Gabriel graph, in log settings): on a
+    line the next on either side, on a grid the next in each direction.
+    """
+    x_PF = log_settings(points, setting_names(points))
+    x_PF = x_PF / np.where(np.ptp(x_PF, axis=0) > 0, np.ptp(x_PF, axis=0), 1.0)
+    distance2_PP = ((x_PF[:, None, :] - x_PF[None, :, :]) ** 2).sum(axis=2)
+    low_P = value_SP.mean(axis=0) - _CAUTION * value_SP.std(axis=0)
+    may_be_better_P = low_P < value_SP[:, chosen].mean() - ENOUGH_RATIO
+
+    def is_neighbour(index: int) -> bool:
+        around_P = distance2_PP[chosen] + distance2_PP[index] <= distance2_PP[chosen, index] * (1 + 1e-9)
+        apart_P = (distance2_PP[chosen] > 0) & (distance2_PP[index] > 0)
+        return bool(distance2_PP[chosen, index] > 0 and not (around_P & apart_P).any())
+
+    found = [int(index) for index in left if may_be_better_P[index] and is_neighbour(int(index))]
+    return min(found, key=lambda index: float(low_P[index])) if found else None
 
 
 def _log_values(log_time_SP: np.ndarray, log_power_SP: np.ndarray, decision: Decision) -> np.ndarray:

@@ -27,7 +27,7 @@ import numpy as np
 from greentrain.device import OperatingPoint
 from greentrain.errors import UsageError
 from greentrain.point_model import PointObservation, fit_points
-from greentrain.probing import Decision, next_probe, start_points
+from greentrain.probing import Decision, next_probe, propose_probe, start_points
 
 __all__ = ["DATA_VARIABLE", "METHODS", "Curve", "Search", "main", "public_curves", "searches", "table"]
 
@@ -88,7 +88,7 @@ def active(curve: Curve, prior: Sequence[Sequence[PointObservation]], decision: 
     while wanted is not None:
         order.append(wanted)
         seen = {index: curve.observations[index] for index in order}
-        proposal = next_probe(fit_points(points, list(seen.values()), prior=prior), seen, decision=decision)
+        proposal, _ = propose_probe(points, seen, prior=prior, decision=decision)
         found.append(regrets[proposal.chosen_index])
         wanted = start[len(order)] if len(order) < len(start) else proposal.index
     return Search(len(points), tuple(found))
@@ -115,13 +115,13 @@ def random_measured(curve: Curve, prior: Sequence[Sequence[PointObservation]], d
     return Search(len(regrets), tuple(min(regrets[index] for index in order[: k + 1]) for k in range(len(order))))
 
 
-# Name -> (method, with the other workloads as prior, by lot).
-METHODS: dict[str, tuple[_Method, bool, bool]] = {
-    "active, other workloads as prior": (active, True, False),
-    "active, no prior": (active, False, False),
-    "random, best measured": (random_measured, False, True),
-    "random, same fits, with prior": (random_fitted, True, True),
-    "random, same fits, no prior": (random_fitted, False, True),
+# Name -> (method, with the other workloads as prior, most orders by lot per sweep; 0 = nothing is by lot).
+METHODS: dict[str, tuple[_Method, bool, int]] = {
+    "active, other workloads as prior": (active, True, 0),
+    "active, no prior": (active, False, 0),
+    "random, best measured": (random_measured, False, 1000),
+    "random, same fits, with prior": (random_fitted, True, 2),
+    "random, same fits, no prior": (random_fitted, False, 2),
 }
 
 
@@ -137,7 +137,7 @@ def searches(
         seeds: Orders by lot per sweep.
         among: Where the priors come from; the same sweeps when not given.
     """
-    search, with_prior, by_lot = METHODS[method]
+    search, with_prior, most_seeds = METHODS[method]
     found: list[Search] = []
     for curve in curves:
         prior = [
@@ -145,7 +145,7 @@ def searches(
             for other in (among or curves)
             if with_prior and other.board == curve.board and other.workload != curve.workload
         ]
-        found += [search(curve, prior, decision, seed) for seed in range(seeds if by_lot else 1)]
+        found += [search(curve, prior, decision, seed) for seed in range(max(min(seeds, most_seeds), 1))]
     return found
 
 
@@ -212,18 +212,27 @@ def _value(seen: PointObservation, decision: Decision) -> float:
     return energy_j * seen.time_s if decision.minimise == "edp" else energy_j
 
 
-def table(curves: Sequence[Curve], *, decision: Decision, seeds: int) -> str:
+def table(
+    curves: Sequence[Curve], *, decision: Decision, seeds: int, say: Callable[[str], None] = lambda text: None
+) -> str:  # fmt: skip
     """Median and mean points until each regret, for each board and method; what is left over when active ends."""
-    boards = dict.fromkeys(curve.board for curve in curves)
+    found: dict[tuple[str, str], list[Search]] = {}
+    boards = tuple(dict.fromkeys(curve.board for curve in curves))
+    for method in METHODS:
+        say(f"{method} …")
+        for board in boards:
+            mine = [curve for curve in curves if curve.board == board]
+            found[board, method] = searches(mine, method, decision=decision, seeds=seeds, among=curves)
     lines = [f"{'board':8} {'sweeps':>6} {'points':>6}  {'method':34} {'≤2 %: median':>12} {'mean':>5} "
              f"{'≤1 %: median':>12} {'mean':>5}  {'regret at the end: mean':>23} {'worst':>6} {'≤2 %':>5}"]  # fmt: skip
     for board in (*boards, "all"):
-        mine = [curve for curve in curves if board in ("all", curve.board)]
+        parts = boards if board == "all" else (board,)
+        sweeps_n = sum(curve.board in parts for curve in curves)
         for method in METHODS:
-            found = searches(mine, method, decision=decision, seeds=seeds, among=curves)
-            points_n = statistics.fmean(search.points_n for search in found)
-            head = f"{board:8} {len(mine):>6} {points_n:>6.1f}"
-            lines.append(f"{head}  {method:34} {_figures(found, active_end=not METHODS[method][2])}")
+            some = [search for part in parts for search in found[part, method]]
+            points_n = statistics.fmean(search.points_n for search in some)
+            head = f"{board:8} {sweeps_n:>6} {points_n:>6.1f}"
+            lines.append(f"{head}  {method:34} {_figures(some, active_end=METHODS[method][2] == 0)}")
     return "\n".join(lines) + "\n"
 
 
@@ -254,7 +263,10 @@ def main(argv: Iterable[str] | None = None) -> int:
     except UsageError as error:
         sys.stderr.write(f"Error: {error}\n")
         return error.exit_code
-    sys.stdout.write(table(curves, decision=Decision(minimise=options.objective), seeds=options.seeds))
+    decision = Decision(minimise=options.objective)
+    sys.stdout.write(
+        table(curves, decision=decision, seeds=options.seeds, say=lambda text: print(text, file=sys.stderr))
+    )
     return 0
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from greentrain.device import CURRENT_POINT, OperatingPoint
-from greentrain.point_model import PointObservation, PointPosterior, fit_points
-from greentrain.probing import Decision, next_probe, start_points
+from greentrain.point_model import PointObservation, PointPosterior
+from greentrain.probing import Decision, Proposal, propose_probe, start_points
 from greentrain.units import format_quantity
 from greentrain_harness.profilers.device import PointFigures
 from greentrain_harness.profilers.points import observations
@@ -43,10 +43,12 @@ class Search:
         seen = observations((figures for name, figures in done.items() if name in position), self.models)
         return {position[observation.point.name]: observation for observation in seen}
 
-    def posterior(self, points: Sequence[OperatingPoint], done: Mapping[str, PointFigures]) -> PointPosterior | None:
-        """Time and power of every point, from the measured ones; None before any of them was measured."""
+    def propose(
+        self, points: Sequence[OperatingPoint], done: Mapping[str, PointFigures]
+    ) -> tuple[Proposal, PointPosterior] | None:  # fmt: skip
+        """The next point and the fit behind it; None before any of the points was measured."""
         seen = self.observed(points, done)
-        return fit_points(points, list(seen.values()), prior=self.prior) if seen else None
+        return propose_probe(points, seen, prior=self.prior, decision=self.decision) if seen else None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,12 +135,12 @@ def _next(
     for point in start_points(points, prior=search.prior):
         if point.name not in done:
             return point.name, f"next {point.name}: a corner of the settings, to begin with"
-    posterior = search.posterior(points, done)
-    if posterior is None:
+    proposed = search.propose(points, done)
+    if proposed is None:
         # Measured, but without a time of every model.
         point = next(point for point in points if point.name not in done)
         return point.name, f"next {point.name}: nothing is known yet"
-    proposal = next_probe(posterior, search.observed(points, done), decision=search.decision)
+    proposal, _ = proposed
     if proposal.index is None:
         return None, f"ends, {proposal.reason}"
     name = points[proposal.index].name
@@ -157,11 +159,11 @@ def outcome(
     """
     measured = tuple(point.name for point in points if point.name in done)
     others = tuple(point.name for point in points if point.name not in done)
-    posterior = search.posterior(points, done)
-    if posterior is None:
+    proposed = search.propose(points, done)
+    if proposed is None:
         ended = Outcome(chosen=None, expected_regret_ratio=None, measured=measured, predicted=(), left_out=others)
         return ended, None
-    proposal = next_probe(posterior, search.observed(points, done), decision=search.decision)
+    proposal, posterior = proposed
     beyond = {point.name for point, outside in zip(points, posterior.extrapolated_P, strict=True) if outside}
     ended = Outcome(
         chosen=points[proposal.chosen_index].name,
