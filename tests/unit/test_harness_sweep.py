@@ -342,6 +342,24 @@ def test_predicted_layer_times_are_stretched_and_modelled(machine: Machine, tmp_
     assert predicted_times([], posterior, outcome.predicted, command="test") == []
 
 
+def test_points_of_power_modes_have_the_clocks_of_the_board_s_list(tmp_path: Path) -> None:
+    write_nvpmodel_tool(tmp_path)
+    # As JetPack writes it: processors in kHz, the others in Hz, 0 and -1 for no limit.
+    (tmp_path / "etc/nvpmodel.conf").write_text(
+        "< PARAM TYPE=CLOCK NAME=EMC >\nMAX_FREQ /sys/kernel/nvpmodel_emc_cap/emc_iso_cap\n\n"
+        "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_A78_0 MAX_FREQ -1\nGPU MAX_FREQ -1\nEMC MAX_FREQ 0\n\n"
+        "< POWER_MODEL ID=1 NAME=MODE_15W >\nCPU_ONLINE CORE_0 1\nCPU_A57 MAX_FREQ 1113600\nCPU_DENVER MAX_FREQ 1400000\n"
+        "GPU_POWER_CONTROL_ENABLE GPU_PWR_CNTL_EN on\nGPU MIN_FREQ 306000000\nGPU MAX_FREQ 408000000\n"
+        "EMC MAX_FREQ 2133000000\nDLA0_CORE MAX_FREQ 614400000\n\n< PM_CONFIG DEFAULT=0 >\n"
+    )
+    control = open_control("nvpmodel", sysroot=tmp_path)
+    assert control.points() == ("MAXN", "MODE_15W")
+    assert control.operating_point("MAXN") == OperatingPoint(name="MAXN")
+    assert control.operating_point("MODE_15W") == OperatingPoint(
+        name="MODE_15W", cpu_hz=1.4e9, gpu_hz=408e6, mem_hz=2.133e9, cap_w=15.0
+    )
+
+
 def test_a_model_cannot_tell_points_apart(machine: Machine, tmp_path: Path) -> None:
     control = open_control("cpufreq", sysroot=tmp_path)
     with pytest.raises(NotSupportedError, match="without a sensor"):

@@ -23,6 +23,8 @@ _COMMAND = Path("usr/sbin/nvpmodel")
 _MODES = Path("etc/nvpmodel.conf")
 _TIMEOUT_S = 60.0
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>")
+# Processors in kHz, the others in Hz; 0 and -1 mean: not limited.
+_LIMIT = re.compile(r"^\s*(CPU|GPU|EMC)(?:_\w+)?\s+MAX_FREQ\s+(\d+)", re.MULTILINE)
 _WATTS = re.compile(r"(?:^|_)(\d+(?:\.\d+)?)W(?:_|$)")
 
 
@@ -72,17 +74,39 @@ def open_control(*, sysroot: Path = Path("/")) -> RestoringControl:
         hint = "Run the command with sudo." if "by root" in why_not else "Use --points current."
         raise UnavailableError(f"No power modes to set: {why_not}.", hint=hint)
     modes = _modes(sysroot)
-    points = tuple(OperatingPoint(name=name, cap_w=_cap_w(name)) for name in modes)
+    points = tuple(_point(name, text) for name, text in _blocks(sysroot).items())
     return RestoringControl(_NvpModel(sysroot / _COMMAND, modes), points, sysroot)
 
 
 def _modes(sysroot: Path) -> dict[str, int]:
     """Ids of the modes by name."""
+    return {_clean(name): int(number) for number, name in _MODE.findall(_text(sysroot))}
+
+
+def _blocks(sysroot: Path) -> dict[str, str]:
+    """What the list says of each mode, by name."""
+    _, *parts = _MODE.split(_text(sysroot))
+    # After each "<": id, name, and the lines up to the next mode.
+    return {_clean(name): lines for name, lines in zip(parts[1::3], parts[2::3], strict=True)}
+
+
+def _text(sysroot: Path) -> str:
     try:
-        text = (sysroot / _MODES).read_text(errors="replace")
+        return (sysroot / _MODES).read_text(errors="replace")
     except OSError:
-        return {}
-    return {_clean(name): int(number) for number, name in _MODE.findall(text)}
+        return ""
+
+
+def _point(name: str, lines: str) -> OperatingPoint:
+    """Clocks and cap of a mode; of several kinds of cores the fastest counts."""
+    limits: dict[str, float] = {}
+    for part, value in _LIMIT.findall(lines):
+        clock_hz = float(value) * (1e3 if part == "CPU" else 1.0)
+        if clock_hz > 0:
+            limits[part] = max(limits.get(part, 0.0), clock_hz)
+    return OperatingPoint(
+        name=name, cpu_hz=limits.get("CPU"), gpu_hz=limits.get("GPU"), mem_hz=limits.get("EMC"), cap_w=_cap_w(name)
+    )
 
 
 def _clean(name: str) -> str:
