@@ -96,3 +96,69 @@ def test_model_knows_its_points() -> None:
         PowerModel(idle_w=1.0, curves=(curve, curve), source="modelled", provenance="test")
     with pytest.raises(ValueError, match="at least one curve"):
         PowerModel(idle_w=1.0, curves=(), source="modelled", provenance="test")
+
+
+def test_a_curve_that_flattens_out_is_not_forced_into_the_physical_basis() -> None:
+    share = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    watts = [10.0, 30.0, 45.0, 47.0, 48.0, 48.5]
+    curve = fit_power_curve(point="p", share=share, power_w=watts)
+    assert curve.fit in ("isotonic", "gp")
+    assert [curve.power_w(x) for x in share] == pytest.approx(watts, rel=0.1)
+    assert list(curve.power_w_X) == sorted(curve.power_w_X)
+
+
+def test_the_band_is_wide_where_nothing_was_measured() -> None:
+    curve = fit_power_curve(point="p", share=[0.0, 0.1, 0.2, 0.3, 1.0], power_w=[2.0, 2.6, 2.9, 3.6, 8.0])
+    near, far = curve.band_at_w(0.2), curve.band_at_w(0.65)
+    assert near is not None
+    assert far is not None
+    assert far > 2 * near > 0
+    assert not curve.extrapolated(0.65)
+
+
+def test_outside_the_measured_shares_it_says_so() -> None:
+    curve = fit_power_curve(point="p", share=[0.1, 0.3, 0.6], power_w=[2.0, 3.0, 5.0])
+    assert curve.measured_share == (0.1, 0.6)
+    assert curve.extrapolated(0.9)
+    assert curve.extrapolated(0.0)
+    catalogue = physical_curve(point="p", idle_w=1.0, busy_w=2.0, cubic_share=0.5, fit="test")
+    assert not catalogue.extrapolated(0.9)
+    assert catalogue.band_at_w(0.5) is None
+
+
+def test_power_that_falls_with_the_load_is_told() -> None:
+    curve = fit_power_curve(point="p", share=[0.0, 0.5, 1.0], power_w=[9.0, 6.0, 3.0])
+    assert curve.warnings[0].startswith("falling-power:")
+    assert list(curve.power_w_X) == sorted(curve.power_w_X)
+    assert fit_power_curve(point="p", share=[0.0, 0.5, 1.0], power_w=[3.0, 6.0, 9.0]).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("share", "watts"),
+    [([0.0, 0.3, 0.6, 1.0], [2.0, 4.0, 6000.0, 8.0]), ([0.0, 0.3, 0.6, 1.0], [2.0, 4.0, 0.006, 8.0]),
+     ([0.0, 0.5, 1.0], [2000.0, 6.0, 8.0])],
+)  # fmt: skip
+def test_milliwatts_among_watts_are_refused(share: list[float], watts: list[float]) -> None:
+    with pytest.raises(UsageError, match="watts and milliwatts"):
+        fit_power_curve(point="p", share=share, power_w=watts)
+
+
+def test_milliwatts_throughout_are_told() -> None:
+    curve = fit_power_curve(point="p", share=[0.0, 1.0], power_w=[2000.0, 8000.0])
+    assert curve.warnings[0].startswith("power-unit:")
+
+
+def test_deep_sleep_is_no_slip() -> None:
+    curve = fit_power_curve(point="p", share=[0.0, 0.0, 1.0], power_w=[0.18, 0.18, 48.0])
+    assert curve.warnings == ()
+    assert curve.busy_w == pytest.approx(48.0, rel=0.02)
+
+
+def test_curves_of_old_files_have_no_band_over_share() -> None:
+    curve = PowerCurve(point="p", share_X=(0.0, 1.0), power_w_X=(1.0, 2.0), band_w=0.3)
+    assert curve.band_at_w(0.5) == 0.3
+    assert not curve.extrapolated(0.5)
+    with pytest.raises(ValueError, match="as many watts as shares"):
+        PowerCurve(point="p", share_X=(0.0, 1.0), power_w_X=(1.0, 2.0), band_w_X=(0.1,))
+    with pytest.raises(ValueError, match="within"):
+        PowerCurve(point="p", share_X=(0.0, 1.0), power_w_X=(1.0, 2.0), measured_share=(0.5, 1.5))
