@@ -348,7 +348,7 @@ def test_points_of_power_modes_have_the_clocks_of_the_board_s_list(tmp_path: Pat
     (tmp_path / "etc/nvpmodel.conf").write_text(
         "< PARAM TYPE=CLOCK NAME=EMC >\nMAX_FREQ /sys/kernel/nvpmodel_emc_cap/emc_iso_cap\n\n"
         "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_A78_0 MAX_FREQ -1\nGPU MAX_FREQ -1\nEMC MAX_FREQ 0\n\n"
-        "< POWER_MODEL ID=1 NAME=MODE_15W >\nCPU_ONLINE CORE_0 1\nCPU_A57 MAX_FREQ 1113600\nCPU_DENVER MAX_FREQ 1400000\n"
+        "< POWER_MODEL ID=1 NAME=MODE_15W >\nCPU_A57 MAX_FREQ 1113600\nCPU_DENVER MAX_FREQ 1400000\n"
         "GPU_POWER_CONTROL_ENABLE GPU_PWR_CNTL_EN on\nGPU MIN_FREQ 306000000\nGPU MAX_FREQ 408000000\n"
         "EMC MAX_FREQ 2133000000\nDLA0_CORE MAX_FREQ 614400000\n\n< PM_CONFIG DEFAULT=0 >\n"
     )
