@@ -21,6 +21,8 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         name: The block's name.
         param_bytes: Bytes of its trainable parameters.
         frozen_bytes: Bytes of its parameters that are never trained; they need memory, but no gradient.
+        heads: Attention heads, over which a group can share its work inside a sample; 0 = it cannot be shared so.
+        sequence: Tokens per sample; 0 = its samples have none.
         activation_bytes: Bytes per sample of its output, which cross a link when the pipeline is cut after it.
         gradient_bytes: Bytes per sample of the gradient that crosses the same cut backwards.
         stash_bytes: Bytes per sample kept from the forward pass for the backward pass.
@@ -34,6 +36,8 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stash_bytes: int
     forward_flop: float
     frozen_bytes: int = 0
+    heads: int = 0
+    sequence: int = 0
 
     def __post_init__(self) -> None:
         require_non_negative(
@@ -43,6 +47,8 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             gradient_bytes=self.gradient_bytes,
             stash_bytes=self.stash_bytes,
             forward_flop=self.forward_flop,
+            heads=self.heads,
+            sequence=self.sequence,
         )
 
 
@@ -137,7 +143,7 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
-def interpolate_batch_s(batch_B: tuple[int, ...], time_s_B: tuple[float, ...], batch: int) -> float:
+def interpolate_batch_s(batch_B: tuple[int, ...], time_s_B: tuple[float, ...], batch: float) -> float:
     """Seconds at a batch size: straight lines between measured sizes, the end slopes held beyond them.
 
     With a single measured size the time is proportional to the batch.
