@@ -67,9 +67,9 @@ def _remarks(plan: Plan, problem: Problem) -> list[str]:
         device.id
         for device in problem.cluster.devices
         if any(
-            times.provenance.source == "modelled" and (times.kind, times.point) not in predicted
-            for times in problem.model.times
-            if times.kind == device.kind
+            problem.model.times_of(device.kind, point.name).provenance.source == "modelled"
+            and (device.kind, point.name) not in predicted
+            for point in device.points
         )
     )
     if estimated:

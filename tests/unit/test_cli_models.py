@@ -16,6 +16,9 @@ from greentrain.files import read_json
 from greentrain.power import PowerCurve, PowerModel, Source, fit_power_curve
 from greentrain.profile import LayerTimes
 from greentrain.profile_files import LAYERS_SCHEMA, write_device_profile, write_layer_times
+from greentrain_harness.controls.trees import write_cpufreq_tree
+from greentrain_harness.meters.boards import board_named
+from greentrain_harness.meters.trees import write_jetson_tree
 from greentrain_harness.profilers.device import LoadWindow, PointFigures
 from greentrain_harness.profilers.points import MeasuredPoints, write_points
 
@@ -280,3 +283,44 @@ def test_measure_refuses_what_it_cannot_search(
     assert ended.code == 2
     assert ended.sentence.startswith(sentence)
     assert not list(folder.iterdir())
+
+
+def emulated_board(folder: Path) -> str:
+    write_jetson_tree(folder / "tree", board_named("orin-nx"), total_w=6.0)
+    write_cpufreq_tree(folder / "tree")
+    return str(folder / "tree")
+
+
+def test_a_dry_run_says_how_many_points_and_how_long(folder: Path, greentrain: Command) -> None:
+    words = ["measure", "--device", "jetson", "--model", "none", "--sysroot", emulated_board(folder), "--dry-run"]
+    ended = greentrain(*words, "--points", "3")
+    assert ended.code == 0
+    assert ended.out.startswith("at most 3 of 5 points with cpufreq: current, cpu-1500MHz")
+    planned = json.loads(greentrain(*words, "--budget", "9s", "--json").out)
+    assert planned["most_s"] == 9.0
+    assert planned["most_points"] == 5
+    assert not (folder / "profiles").exists()
+
+
+@pytest.mark.slow
+def test_measuring_three_points_ends_with_the_expected_regret(folder: Path, greentrain: Command) -> None:
+    tree = emulated_board(folder)
+    words = ["measure", "--device", "jetson", "--model", "none", "--sysroot", tree, "--id", "d", "--window", "0.02"]
+    ended = greentrain(*words, "--points", "3", "--objective", "time", "--json")
+    assert ended.code == 0
+    result = json.loads(ended.out)
+    search = result["search"]
+    assert len(search["measured"]) == 2
+    assert len(search["predicted"]) + len(search["left_out"]) == 2
+    assert 0 <= search["expected_regret_ratio"] < 1
+    assert "profiles/d.points.json" in result["files"]
+    assert not (folder / "profiles/d.sweep").exists()
+    provenance = json.loads((folder / "profiles/d.device.json").read_text())["provenance"]
+    assert "--points 3 --control auto --objective time" in provenance["command"]
+    assert "of 4 points (and the present one)" in provenance["note"]
+    # The next sweep of this board begins with what is known.
+    again = greentrain(*words, "--points", "2")
+    assert again.code == 0
+    assert "best so far" in again.out
+    shown = json.loads(greentrain("models", "show", "--json").out)
+    assert {row["source"] for row in shown["curves"] if row["points_n"] == 0} <= {"modelled"}
