@@ -156,9 +156,9 @@ def _operating_point(job: Job, sysroot: Path, meter: str) -> contextlib.Abstract
     point = _point(job)
     if point == CURRENT_POINT:
         return contextlib.nullcontext()
-    from greentrain_harness.controls import open_control
+    from greentrain_harness.controls import control_with
 
-    control = open_control("auto", sysroot=sysroot, meter=meter)
+    control = control_with(point, sysroot=sysroot, meter=meter)
     if point not in control.points():
         raise UnavailableError(
             f"{job.device}: the plan wants operating point {point!r}, {control.name} offers "

@@ -276,6 +276,22 @@ def test_a_combination_that_makes_no_sense_is_told(words: str, message: str, tmp
         controls.open_control(words, sysroot=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("point", "name"),
+    [
+        ("cpu-900MHz", "cpufreq"), ("gpu-510MHz", "devfreq"), ("cpu1.2GHz-gpu0.306GHz", GRID), ("warp", "cpufreq"),
+    ],
+)  # fmt: skip
+def test_the_control_that_offers_a_point_is_found(point: str, name: str, tmp_path: Path) -> None:
+    _write_grid(tmp_path)
+    assert controls.control_with(point, sysroot=tmp_path).name == name
+
+
+def test_without_any_control_no_point_can_be_set(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="No operating points can be set here"):
+        controls.control_with("cpu-900MHz", sysroot=tmp_path)
+
+
 def test_two_controls_of_one_thing_are_no_grid(tmp_path: Path) -> None:
     _write_grid(tmp_path)
     twice = (controls.open_control("cpufreq", sysroot=tmp_path), controls.open_control("cpufreq", sysroot=tmp_path))

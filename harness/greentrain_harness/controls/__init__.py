@@ -20,11 +20,14 @@ __all__ = [
     "ControlModule",
     "PointControl",
     "control_module",
+    "control_with",
     "detect_all",
     "open_control",
     "restore_after_crash",
 ]
 
+# Combinations that are looked through for a point, beside the single controls.
+_GRIDS = (("cpufreq", "devfreq"),)
 CONTROLS: tuple[str, ...] = ("nvpmodel", "nvml_limit", "cpufreq", "devfreq", "jetson_clocks")
 
 
@@ -90,3 +93,26 @@ def open_control(name: str, *, sysroot: Path = Path("/"), meter: str | None = No
         f"No operating points can be set here ({'; '.join(reasons)}).",
         hint="Run the command with sudo, or measure the present one with --points current.",
     )
+
+
+def control_with(point: str, *, sysroot: Path = Path("/"), meter: str | None = None) -> PointControl:
+    """The control that offers a point: any that can be used here, or CPU and GPU clocks together.
+
+    Args:
+        point: Name of an operating point.
+        sysroot: Prefix of /sys, /proc and /etc.
+        meter: Name of the meter that will look on.
+
+    Returns:
+        The control; that of ``auto`` when none offers the point, so that the caller can say what there is.
+
+    Raises:
+        UnavailableError: No control can be used here.
+    """
+    usable = [name for name, why_not in detect_all(sysroot).items() if why_not is None]
+    grids = ["+".join(grid) for grid in _GRIDS if set(grid) <= set(usable)]
+    for name in (*usable, *grids):
+        control = open_control(name, sysroot=sysroot)
+        if point in control.points():
+            return control
+    return open_control("auto", sysroot=sysroot, meter=meter)
