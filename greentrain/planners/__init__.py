@@ -19,6 +19,8 @@ Planner = Callable[[Problem], Plan]
 # Value of --planner -> (module, what it does).
 PLANNERS: dict[str, tuple[str, str]] = {
     "auto": ("greentrain.planners.auto", "exhaustive where the space is small enough, else the best baseline"),
+    "exact": ("greentrain.planners.exact", "the proven optimum by bounds and dominance, or the gap that is left"),
+    "beam": ("greentrain.planners.beam", "large clusters: a beam over sets of devices, with a proven gap"),
     "exhaustive": ("greentrain.planners.exhaustive", "every plan, pruned only by bounds: proven optimal"),
     "single": ("greentrain.planners.single", "the best single device"),
     "data": ("greentrain.planners.data", "all devices share the rows in proportion to their speed"),

@@ -1,0 +1,183 @@
+"""The provably best plan: every stage, group, share, operating point and micro-batch size, by bounds and dominance.
+
+The round's length couples all stages: every device that waits pays for it. So the search looks at one window of
+round lengths after another. Inside a window waiting is bounded from below by the window's short end, joules add up
+over the stages, and shortest paths over (layers, devices left) bound every plan (:mod:`.stage_bounds`). Windows
+that cannot beat the best plan known are closed; wide ones are split; in narrow ones pipelines are built from the
+last stage, as labels that are dropped when another is better in everything that can matter (:mod:`.labels`).
+What remains of the bounds when the search ends is the certificate.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf, sqrt
+from typing import NamedTuple
+
+from greentrain.errors import InfeasibleError
+from greentrain.objective import Problem
+from greentrain.plan import Plan
+from greentrain.planners.candidate import best_of, certified, lower_bound, objective_value
+from greentrain.planners.goal import BestGoal, FrontierGoal, minimising_time
+from greentrain.planners.search_space import SearchSpace
+from greentrain.planners.single import candidates as single_candidates
+from greentrain.planners.stage_options import Window
+from greentrain.planners.window_search import TooManyError, WindowSearch
+
+__all__ = ["frontier", "plan"]
+
+DEFAULT_TIME_LIMIT_S = 30.0
+
+# Windows wider than this are split unless only few ways to run a stage are left in them.
+_WIDEST_WINDOW = 1.25
+_WIDEST_IN_TIME = 1.05
+_NARROWEST_WINDOW = 1.002
+_FEW_CONFIGURATIONS = 2_000
+_MOST_CONFIGURATIONS = 150_000
+
+
+def plan(
+    problem: Problem,
+    *,
+    must_use: str | None = None,
+    must_avoid: str | None = None,
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+    gap_ratio: float = 0.0,
+    progress: Callable[[str], None] | None = None,
+) -> Plan:
+    """The best plan under the cost model, with the gap that is left when the time runs out.
+
+    Args:
+        problem: Model, cluster and objective.
+        must_use: Only plans with this device count; for explanations.
+        must_avoid: Only plans without this device count. Unlike in a smaller cluster it stays on.
+        time_limit_s: Seconds after which the best plan so far is returned with its gap.
+        gap_ratio: A gap that is good enough; 0 for the optimum.
+        progress: Told how far the search is.
+
+    Raises:
+        InfeasibleError: No plan satisfies the constraints.
+    """
+    goal = BestGoal(problem, gap_ratio=gap_ratio)
+    space = SearchSpace(problem, goal, must_use=must_use, must_avoid=must_avoid)
+    search = _Search(space, time.monotonic() + time_limit_s, progress)
+    bound = search.run()
+    if goal.plan is None:
+        if must_use is None and must_avoid is None:
+            return best_of(single_candidates(problem, space.cost_tables), problem, "exact")
+        wish = f"uses device {must_use!r}" if must_use is not None else f"goes without device {must_avoid!r}"
+        raise InfeasibleError(f"no feasible plan {wish}.", hint="Relax the limits.")
+    return certified(goal.plan, problem, min(bound, objective_value(goal.plan)), search.method(), space.considered_n)
+
+
+def frontier(problem: Problem, *, time_limit_s: float = DEFAULT_TIME_LIMIT_S) -> tuple[Plan, ...]:
+    """Every plan that no other beats in both time and energy, fastest first.
+
+    Raises:
+        InfeasibleError: No plan satisfies the constraints.
+    """
+    goal = FrontierGoal(problem)
+    space = SearchSpace(problem, goal)
+    _Search(space, time.monotonic() + time_limit_s, None).run()
+    if not goal.plans:
+        return (best_of(single_candidates(problem, space.cost_tables), problem, "exact"),)
+    return goal.plans
+
+
+class _OpenWindow(NamedTuple):
+    """A window that may still hold a better plan; the heap gives the one with the least bound."""
+
+    bound: float
+    order: int
+    micro_batch: int
+    window: Window
+
+
+@dataclass
+class _Search:
+    """Best-first over windows of round lengths."""
+
+    space: SearchSpace
+    stop_at_s: float
+    progress: Callable[[str], None] | None
+    _heap: list[_OpenWindow] = field(default_factory=list[_OpenWindow])
+    _order: int = 0
+
+    def run(self) -> float:
+        """Search; returns a bound on the objective that no plan of the space beats."""
+        self._start()
+        while self._heap:
+            least = self._heap[0]
+            if self.space.goal.closes(least.bound):
+                heapq.heappop(self._heap)
+                continue
+            if time.monotonic() > self.stop_at_s:
+                break
+            try:
+                self._look(least)
+            except KeyboardInterrupt:
+                # What was interrupted stays open, so the bound holds.
+                if not self.space.goal.found:
+                    raise
+                break
+        return min([waiting.bound for waiting in self._heap], default=inf)
+
+    def method(self) -> str:
+        """How the certificate was found."""
+        which = (
+            "all shares" if self.space.all_shares else "shares that are cheapest within a limit on the slowest device"
+        )
+        return f"branch and bound over round lengths, dominance over stages, devices and operating points; {which}"
+
+    def _start(self) -> None:
+        """The best single device as the first plan known, and one window per micro-batch size."""
+        space = self.space
+        slowdown = space.problem.objective.max_slowdown
+        if slowdown is not None and isinstance(space.goal, BestGoal):
+            space.goal.slowest_s = slowdown * self._fastest_s()
+        for found in single_candidates(space.problem, space.cost_tables):
+            space.offer(found)
+        shortest_s = 0.5 * lower_bound(minimising_time(space.problem)) * space.problem.batch
+        for micro_batch in space.tables_of:
+            self._push(micro_batch, Window(shortest_s, space.longest_round_s(micro_batch)))
+
+    def _fastest_s(self) -> float:
+        left_s = max(self.stop_at_s - time.monotonic(), 0.1) / 2
+        fastest = plan(minimising_time(self.space.problem), time_limit_s=left_s)
+        assert fastest.estimate is not None
+        return fastest.estimate.step_s
+
+    def _push(self, micro_batch: int, window: Window) -> None:
+        space = self.space
+        window = Window(window.low_s, min(window.high_s, space.goal.limit_s()))
+        if window.high_s < window.low_s:
+            return
+        bounds = space.bounds(micro_batch, window)
+        bound = space.goal.least_value(window.low_s, bounds.plan_j + space.base_w * window.low_s)
+        if not space.goal.closes(bound):
+            self._order += 1
+            heapq.heappush(self._heap, _OpenWindow(bound, self._order, micro_batch, window))
+
+    def _look(self, least: _OpenWindow) -> None:
+        """Build the window's pipelines, or split it; either way it is done with."""
+        goal = self.space.goal
+        window = Window(least.window.low_s, min(least.window.high_s, goal.limit_s()))
+        ratio = window.high_s / window.low_s
+        # Joules tell most plans apart even in a wide window; seconds alone do not.
+        wide = ratio > (_WIDEST_WINDOW if goal.by_energy else _WIDEST_IN_TIME)
+        most = _FEW_CONFIGURATIONS if wide else _MOST_CONFIGURATIONS
+        parts: tuple[Window, ...] = ()
+        try:
+            WindowSearch(self.space, least.micro_batch, window, inf if ratio < _NARROWEST_WINDOW else most).run()
+        except TooManyError:
+            middle_s = sqrt(window.low_s * window.high_s)
+            parts = (Window(window.low_s, middle_s), Window(middle_s, window.high_s))
+        for part in parts:
+            self._push(least.micro_batch, part)
+        self._heap.remove(least)
+        heapq.heapify(self._heap)
+        if self.progress is not None:
+            self.progress(f"{len(self._heap)} windows open, {self.space.considered_n} pairs of stages considered")

@@ -1,0 +1,246 @@
+"""The pipelines of one window of round lengths, built from the last stage as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+
+from greentrain.planners.candidate import Part, assemble
+from greentrain.planners.labels import Labels, first_labels, longer_labels, undominated_labels
+from greentrain.planners.search_space import SearchSpace, Tables
+from greentrain.planners.stage_bounds import StageBounds
+from greentrain.planners.stage_options import OptionMaker, Options, Window
+
+__all__ = ["TooManyError", "WindowSearch"]
+
+_MOST_PAIRS = 4_000_000
+
+
+class TooManyError(Exception):
+    """A window holds more than one step should look at."""
+
+
+@dataclass
+class WindowSearch:
+    """Builds the pipelines of one window, from the last stage."""
+
+    space: SearchSpace
+    micro_batch: int
+    window: Window
+    most: float
+    own: Tables = field(init=False)
+    bounds: StageBounds = field(init=False)
+    _options: dict[int, Options] = field(default_factory=dict[int, Options])
+    _caps: list[tuple[np.ndarray, Options]] = field(default_factory=list[tuple[np.ndarray, Options]])
+    _levels: list[Labels] = field(default_factory=list[Labels])
+    _everyone: int = 0
+
+    def __post_init__(self) -> None:
+        self.own = self.space.tables_of[self.micro_batch]
+        self.bounds = self.space.bounds(self.micro_batch, self.window)
+        self._everyone = len(self.space.counts_UT) - 1
+
+    @property
+    def _limit_j(self) -> float:
+        """Joules that a round of this window must stay below, without those of counted idle devices."""
+        return self.space.goal.limit_j(self.window.low_s) - self.space.base_w * self.window.low_s
+
+    def run(self) -> None:
+        """Build label after label until nothing is open."""
+        options = self._options_at(1)
+        layers = self.own.spans.span_LL.shape[0] - 1
+        rows = np.flatnonzero(self.own.spans.stop_S[options.span_O] == layers)
+        labels = first_labels(options, rows, self.own.spans.start_S, self.own.spans.micro_batches_n)
+        while len(labels):
+            labels = self._kept(labels)
+            self._levels.append(labels)
+            self._offer_whole(labels)
+            if int(self.space.counts_UT.sum(axis=1).max()) == len(self._levels):
+                return
+            labels = self._longer(labels)
+
+    def _budget_US(self) -> np.ndarray:
+        """Joules that each stage may take: the limit less the least of everything before and behind it."""
+        rest_US = self._rest_j_US()
+        open_US = self.bounds.stage_j_US + rest_US < self._limit_j
+        limit_j = np.full_like(rest_US, self._limit_j)
+        return np.where(open_US, np.subtract(limit_j, rest_US, where=open_US, out=limit_j) - self.own.cut_j_S, -np.inf)
+
+    def _rest_j_US(self) -> np.ndarray:
+        """Joules that everything before and behind each stage takes at least."""
+        free = self.space.without_UU[self._everyone]
+        spans = self.own.spans
+        return self.bounds.before_j_UL[free][:, spans.start_S] + self.bounds.behind_j_UL[free][:, spans.stop_S]
+
+    def _fill_s_US(self) -> np.ndarray:
+        """Seconds of one micro-batch in the layers before each stage, on the devices that it leaves, at least."""
+        free = self.space.without_UU[self._everyone]
+        return self.own.fill_s_UL[free][:, self.own.spans.start_S]
+
+    def _options_at(self, stages_n: int) -> Options:
+        found = self._options.get(stages_n)
+        if found is None:
+            in_flight = min(2 * stages_n - 1, self.own.spans.micro_batches_n)
+            if self.space.goal.by_energy:
+                found = _by_memory(self._caps, self.own.maker, in_flight, self._new_options)
+            else:
+                found = self._in_time(self._fastest_options(in_flight))
+            self._options[stages_n] = found
+        return found
+
+    def _fastest_options(self, in_flight: int) -> Options:
+        """Without regard to joules a group has one best way to run a stage, in any window."""
+        own = self.own
+        if own.fastest_to_s < self.window.high_s:
+            own.fastest_to_s = min(1.5 * self.window.high_s, self.space.goal.limit_s())
+            own.fastest.clear()
+        to_s = own.fastest_to_s
+
+        def make(in_flight: int) -> Options:
+            beside_s_US = np.maximum(own.maker.least_tail_s_US, self._fill_s_US())
+            in_time_US = own.maker.least_s_US * own.spans.micro_batches_n + beside_s_US <= to_s
+            return own.maker.options(
+                Window(0.0, to_s), np.where(in_time_US, np.inf, -np.inf), self._fill_s_US(), in_flight,
+                by_energy=False, all_shares=self.space.all_shares,
+            )  # fmt: skip
+
+        return _by_memory(own.fastest, own.maker, in_flight, make)
+
+    def _in_time(self, options: Options) -> Options:
+        """The options that can end in this window."""
+        spans = self.own.spans
+        behind_US = self.bounds.stage_j_US + self._rest_j_US()
+        ends_s = spans.micro_batches_n * options.both_s
+        ends_s += np.maximum(options.tail_s, self._fill_s_US()[options.group_O, options.span_O])
+        keep = (ends_s <= self.window.high_s) & np.isfinite(behind_US[options.group_O, options.span_O])
+        if int(keep.sum()) > self.most:
+            raise TooManyError
+        return options.rows(np.flatnonzero(keep))
+
+    def _new_options(self, in_flight: int) -> Options:
+        budget_US = self._budget_US()
+        goal = self.space.goal
+        if self.own.maker.configurations_n(budget_US) > self.most:
+            raise TooManyError
+        return self.own.maker.options(
+            self.window,
+            budget_US,
+            self._fill_s_US(),
+            in_flight,
+            by_energy=goal.by_energy,
+            all_shares=self.space.all_shares,
+        )
+
+    def _kept(self, labels: Labels) -> Labels:
+        """Labels that can still lead to a plan of interest, without the dominated ones."""
+        space, window = self.space, self.window
+        free = space.without_UU[self._everyone, labels.used]
+        before_UL = self.bounds.before_j_UL
+        rest_j = before_UL[free, labels.start]
+        if self.bounds.before_with_j_UL is not None:
+            assert space.must_U is not None
+            rest_j = np.where(space.must_U[labels.used], rest_j, self.bounds.before_with_j_UL[free, labels.start])
+        at_least_s = np.maximum(labels.round_s, window.low_s)
+        round_j = np.minimum(labels.round_j(at_least_s), labels.round_j(window.high_s)) + rest_j
+        limit_s = min(window.high_s, space.goal.limit_s())
+        fill_s = self.own.fill_s_UL[free, labels.start]
+        in_time = (labels.round_s <= limit_s) & (labels.pipe.aligned_s + fill_s <= limit_s)
+        keep = in_time & (round_j + space.base_w * (at_least_s - window.low_s) < self._limit_j)
+        labels = labels.rows(np.flatnonzero(keep))
+        options = self._options_at(len(self._levels) + 1)
+        head = options.shape_O[labels.option] if not space.types.uniform else np.zeros(len(labels), dtype=np.int64)
+        return labels.rows(
+            undominated_labels(labels, window, options.widest[labels.option], head, by_energy=space.goal.by_energy)
+        )
+
+    def _longer(self, labels: Labels) -> Labels:
+        """Every label with every option in front of it that fits."""
+        behind = self._options_at(len(self._levels))
+        options = self._options_at(len(self._levels) + 1)
+        option_N, label_N = self._pairs(options, labels)
+        space = self.space
+        space.considered_n += len(option_N)
+
+        def transfer_of(option_n: np.ndarray, label_n: np.ndarray):
+            return self.own.cuts.between(options.rows(option_n), behind.rows(labels.option[label_n]))
+
+        used_N = labels.used[label_N] + options.group_O[option_N]
+        return longer_labels(
+            options, option_N, labels, label_N, used_N, self.own.spans.start_S,
+            self.own.spans.micro_batches_n, transfer_of,
+        )  # fmt: skip
+
+    def _pairs(self, options: Options, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+        """Options and labels that meet at a boundary, use different devices and are cheap enough together."""
+        space, spans = self.space, self.own.spans
+        stop_O = spans.stop_S[options.span_O]
+        option_j = np.minimum(
+            options.busy_j + options.wait_w * self.window.low_s, options.busy_j + options.wait_w * self.window.high_s
+        )
+        label_j = np.minimum(labels.round_j(self.window.low_s), labels.round_j(self.window.high_s))
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        pairs_n = 0
+        for boundary in np.unique(labels.start[labels.start > 0]).tolist():
+            own_o, own_l = np.flatnonzero(stop_O == boundary), np.flatnonzero(labels.start == boundary)
+            free_l = space.without_UU[self._everyone, labels.used[own_l]]
+            left_ol = space.without_UU[free_l[None, :], options.group_O[own_o][:, None]]
+            rest_ol = self.bounds.before_j_UL[left_ol, spans.start_S[options.span_O[own_o]][:, None]]
+            together_ol = option_j[own_o][:, None] + label_j[own_l][None, :] + rest_ol < self._limit_j
+            row_o, row_l = np.nonzero((left_ol >= 0) & together_ol)
+            found.append((own_o[row_o], own_l[row_l]))
+            pairs_n += len(row_o)
+            if pairs_n > _MOST_PAIRS and self.most < inf:
+                raise TooManyError
+        if not found:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return np.concatenate([before for before, _ in found]), np.concatenate([behind for _, behind in found])
+
+    def _offer_whole(self, labels: Labels) -> None:
+        """Offer the plans that cover all layers, best first."""
+        space = self.space
+        whole = np.flatnonzero(labels.start == 0)
+        round_s = labels.round_s[whole]
+        round_j = labels.round_j(labels.round_s)[whole] + space.base_w * round_s
+        values = [space.goal.least_value(s, j) for s, j in zip(round_s.tolist(), round_j.tolist(), strict=True)]
+        for position in np.argsort(values, kind="stable").tolist():
+            if round_j[position] >= space.goal.limit_j(float(round_s[position])):
+                continue
+            parts = tuple(self._parts(int(whole[position])))
+            space.offer(assemble(space.problem, "exact", self.micro_batch, parts, space.cost_tables))
+
+    def _parts(self, row: int) -> Iterator[Part]:
+        """The stages of a label of the longest pipelines so far, the first one first."""
+        spans, types = self.own.spans, self.space.types
+        taken = [0] * len(types.names_T)
+        for level in range(len(self._levels), 0, -1):
+            labels, options = self._levels[level - 1], self._options_at(level)
+            option = int(labels.option[row])
+            names: list[str] = []
+            points: list[str] = []
+            shares: list[int] = []
+            for slot, units in zip(options.slot_OG[option].tolist(), options.units_OG[option].tolist(), strict=True):
+                if slot >= 0:
+                    owner = int(spans.type_P[slot])
+                    names.append(types.names_T[owner][taken[owner]])
+                    taken[owner] += 1
+                    points.append(spans.point_P[slot])
+                    shares.append(units * spans.step)
+            span = options.span_O[option]
+            yield Part(int(spans.start_S[span]), int(spans.stop_S[span]), tuple(names), tuple(shares), tuple(points))
+            row = int(labels.parent[row])
+
+
+def _by_memory(
+    known: list[tuple[np.ndarray, Options]], maker: OptionMaker, in_flight: int, make: Callable[[int], Options]
+) -> Options:
+    """The options for a number of micro-batches in flight; made once for all that leave room for the same rows."""
+    caps_TS = maker.caps_TS(in_flight)
+    for other_TS, options in known:
+        if np.array_equal(other_TS, caps_TS):
+            return options
+    options = make(in_flight)
+    known.append((caps_TS, options))
+    return options

@@ -1,0 +1,150 @@
+"""The exact search against brute force: whole frontiers, wishes, and shares that are cheapest within a limit."""
+
+from __future__ import annotations
+
+import random
+from math import inf
+
+import msgspec
+import pytest
+from brute_force import all_plans, best_value
+from problems import make_problem, with_random_network, with_slow_updates
+
+from greentrain.cost import estimate
+from greentrain.errors import InfeasibleError
+from greentrain.objective import Objective, ObjectiveKind, Problem
+from greentrain.plan import Plan
+from greentrain.planners import beam, exact, search_space
+from greentrain.planners.candidate import objective_value
+
+KINDS: tuple[ObjectiveKind, ...] = ("energy", "time", "edp", "carbon")
+
+
+def _problem(seed: int, **objective: object) -> Problem:
+    rng = random.Random(seed)
+    problem = make_problem(
+        seed,
+        devices=rng.choice([2, 3]),
+        layers=3,
+        points=rng.choice([1, 2]),
+        batch=6,
+        micro_batches=rng.choice([(2,), (1, 3), (2, 3)]),
+        objective=Objective(
+            minimise=KINDS[seed % 4], count_idle_of_unused=rng.random() < 0.3, **objective  # type: ignore[arg-type]
+        ),
+    )  # fmt: skip
+    if rng.random() < 0.5:
+        problem = with_random_network(problem, rng)
+    return with_slow_updates(problem, rng) if rng.random() < 0.4 else problem
+
+
+def _with_twins(problem: Problem) -> Problem:
+    """The last device becomes a second one of the first kind, so that types are counted."""
+    first, *others = problem.cluster.devices
+    twin = msgspec.structs.replace(first, id=others[-1].id)
+    cluster = msgspec.structs.replace(problem.cluster, devices=(first, *others[:-1], twin), links=())
+    return msgspec.structs.replace(problem, cluster=cluster)
+
+
+def _bound(plan: Plan) -> float:
+    assert plan.certificate is not None
+    assert plan.certificate.lower_bound is not None
+    return plan.certificate.lower_bound
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_the_optimum_is_that_of_brute_force(twins: bool) -> None:
+    for seed in range(60):
+        problem = _with_twins(_problem(seed)) if twins else _problem(seed)
+        found = exact.plan(problem)
+        assert objective_value(found) == pytest.approx(best_value(problem, list(all_plans(problem))), rel=1e-9), seed
+        assert found.estimate == estimate(found, problem)
+        assert found.certificate is not None
+        assert found.certificate.gap_ratio == 0
+
+
+def test_cheapest_shares_within_limits_lose_nothing_where_passes_are_proportional(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A backward takes twice the forward here, so one limit per device bounds both."""
+    monkeypatch.setattr(search_space, "_MOST_ALLOCATIONS", 0)
+    for seed in range(40):
+        problem = _problem(seed)
+        uniform = msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, links=()))
+        expected = best_value(uniform, list(all_plans(uniform)))
+        assert objective_value(exact.plan(uniform)) <= expected * (1 + 2e-3), seed
+
+
+def test_the_frontier_is_that_of_all_plans() -> None:
+    for seed in range(30):
+        problem = _problem(seed)
+        prices = sorted({(p.step_s, p.round_energy_j) for p in (estimate(q, problem) for q in all_plans(problem))})
+        expected: list[tuple[float, float]] = []
+        for step_s, round_j in prices:
+            if not expected or round_j < expected[-1][1] * (1 - 1e-9):
+                expected.append((step_s, round_j))
+        found = [plan.estimate for plan in exact.frontier(problem)]
+        assert len(found) == len(expected), seed
+        for price, (step_s, round_j) in zip(found, expected, strict=True):
+            assert price is not None
+            assert price.step_s == pytest.approx(step_s, rel=1e-9)
+            assert price.round_energy_j == pytest.approx(round_j, rel=1e-9)
+
+
+@pytest.mark.parametrize("wish", ["must_use", "must_avoid"])
+def test_wishes_are_kept_at_the_least_cost(wish: str) -> None:
+    for seed in range(30):
+        problem = _problem(seed)
+        device = problem.cluster.devices[-1].id
+        plans = [plan for plan in all_plans(problem) if (device in plan.devices) == (wish == "must_use")]
+        found = exact.plan(problem, **{wish: device})  # type: ignore[arg-type]
+        assert (device in found.devices) == (wish == "must_use")
+        assert objective_value(found) == pytest.approx(best_value(problem, plans), rel=1e-9), seed
+
+
+def test_no_plan_within_a_deadline_names_what_is_missed() -> None:
+    problem = _problem(3)
+    objective = msgspec.structs.replace(problem.objective, deadline_s=1e-6, job_samples=600)
+    with pytest.raises(InfeasibleError, match="deadline is missed by"):
+        exact.plan(msgspec.structs.replace(problem, objective=objective))
+
+
+def test_when_the_time_is_over_the_bound_still_holds() -> None:
+    problem = make_problem(4, devices=4, layers=8, points=2, batch=16, micro_batches=(4, 8))
+    problem = msgspec.structs.replace(problem, objective=Objective(minimise="time"))
+    best = objective_value(exact.plan(problem))
+    hurried = exact.plan(problem, time_limit_s=0.0)
+    assert _bound(hurried) <= best * (1 + 1e-12)
+    assert objective_value(hurried) >= best * (1 - 1e-12)
+    assert hurried.certificate is not None
+    assert hurried.certificate.gap_ratio is not None
+    assert hurried.certificate.gap_ratio > 0
+
+
+def test_a_beam_is_never_better_than_the_optimum_nor_below_its_bound() -> None:
+    equal = 0
+    for seed in range(24):
+        problem = make_problem(
+            seed, devices=4, layers=5, points=2, batch=8, micro_batches=(2, 4),
+            objective=Objective(minimise=KINDS[seed % 3]),
+        )  # fmt: skip
+        best = objective_value(exact.plan(problem))
+        found = beam.plan(problem)
+        assert objective_value(found) >= best * (1 - 1e-9)
+        assert _bound(found) <= best * (1 + 1e-9)
+        equal += objective_value(found) <= best * (1 + 1e-9)
+    assert equal >= 12, f"only {equal} of 24 beams found the optimum"
+
+
+def test_an_interrupted_search_returns_the_best_plan_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(4, devices=4, layers=8, points=2, batch=16, micro_batches=(4, 8))
+    best = objective_value(exact.plan(problem))
+
+    class Interrupted:
+        def __init__(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(exact, "WindowSearch", Interrupted)
+    found = exact.plan(problem)
+    assert _bound(found) <= best < inf
+    assert objective_value(found) >= best * (1 - 1e-12)
