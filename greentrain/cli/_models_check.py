@@ -31,7 +31,9 @@ _LEAST_PASS_S, _MOST_PASS_S = 1e-7, 3600.0
 def folder_findings(folder: ModelsFolder) -> list[Finding]:
     """All warnings, devices first; nothing when all is fine."""
     found = [finding for device in folder.devices for finding in _device_findings(device)]
-    return found + [finding for model in folder.models for finding in _model_findings(model)]
+    found += [finding for model in folder.models for finding in _model_findings(model)]
+    # The same fault can show in a curve and in its windows: told once.
+    return list({(finding.name, finding.where): finding for finding in found}.values())
 
 
 def _device_findings(known: KnownDevice) -> Iterator[Finding]:
@@ -49,7 +51,7 @@ def _device_findings(known: KnownDevice) -> Iterator[Finding]:
         curve = device.curve(point.name)
         yield from _curve_findings(device, curve, where)
         if curve.points_n > 0:
-            yield from _window_findings([share for share, _ in known.windows.get(point.name, ())], where)
+            yield from _share_findings(curve, [share for share, _ in known.windows.get(point.name, ())], where)
     yield from _fit_findings(known)
 
 
@@ -63,22 +65,20 @@ def _curve_findings(device: Device, curve: PowerCurve, where: str) -> Iterator[F
     pairs = itertools.pairwise(curve.power_w_X)
     if any(after < before * (1 - _FALL_RATIO) for before, after in pairs):
         yield Finding("falling-power", where, "power falls as the load rises; was something else running?")
+    yield from (_finding(warning, where) for warning in curve.warnings)
     if not (_LEAST_W < curve.busy_w < _MOST_W) or curve.idle_w > _MOST_W:
         yield Finding("power-unit", where, f"{curve.idle_w:g} W idle and {curve.busy_w:g} W busy; is a unit wrong?")
 
 
-def _window_findings(shares: list[float], where: str) -> Iterator[Finding]:
+def _share_findings(curve: PowerCurve, shares: list[float], where: str) -> Iterator[Finding]:
     """What the measured shares do not cover."""
-    if not shares:
-        return
     rising = sorted(shares)
     different = 1 + sum(after - before > _SHARE_STEP for before, after in itertools.pairwise(rising))
-    if different < _LEAST_SHARES:
+    if rising and different < _LEAST_SHARES:
         yield Finding("few-points", where, f"{different} different shares of the peak were measured")
-    if rising[0] > 0 or rising[-1] < _NEAR_FULL:
-        yield Finding(
-            "extrapolated-share", where, f"measured from {rising[0]:.2f} to {rising[-1]:.2f} of the peak only"
-        )
+    low, high = curve.measured_share or (min(shares, default=0.0), max(shares, default=1.0))
+    if low > 0 or high < _NEAR_FULL:
+        yield Finding("extrapolated-share", where, f"measured from {low:.2f} to {high:.2f} of the peak only")
 
 
 def _fit_findings(known: KnownDevice) -> Iterator[Finding]:
@@ -88,9 +88,14 @@ def _fit_findings(known: KnownDevice) -> Iterator[Finding]:
     except UsageError as error:
         yield Finding("unit-slip", known.profile.device.id, error.message.rstrip("."))
         return
-    for warning in posterior.warnings if posterior is not None else ():
-        name, _, text = warning.partition(": ")
-        yield Finding(name, known.profile.device.id, text.rstrip("."))
+    if posterior is not None:
+        yield from (_finding(warning, known.profile.device.id) for warning in posterior.warnings)
+
+
+def _finding(warning: str, where: str) -> Finding:
+    """A warning of a fit: a sentence that starts with its name."""
+    name, _, text = warning.partition(": ")
+    return Finding(name, where, text.rstrip("."))
 
 
 def _model_findings(model: ModelProfile) -> Iterator[Finding]:

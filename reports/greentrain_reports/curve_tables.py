@@ -34,9 +34,10 @@ class CurveRow(msgspec.Struct, frozen=True, kw_only=True):
         band_w: ± of the curve, watts; None when not known.
         fit: How the curve was found.
         points_n: Measured windows behind it; 0 for a prediction or a catalogue figure.
-        loo_ratio: Median error at a share that was left out of the fit; None with too few shares or without windows.
-        share_low: Lowest measured share; None without windows.
-        share_high: Highest measured share; None without windows.
+        loo_ratio: Median error at an inner share that was left out of the fit; None with too few shares or without
+            windows.
+        share_low: Lowest measured share; None where it is not known.
+        share_high: Highest measured share; None likewise.
         source: ``modelled`` also for a predicted point of a measured device.
     """
 
@@ -96,7 +97,7 @@ def curve_rows(profile: DeviceProfile, windows: Mapping[str, Sequence[Window]]) 
     for point in device.points:
         curve = device.curve(point.name)
         seen = windows.get(point.name, ()) if curve.points_n > 0 else ()
-        shares = [share for share, _ in seen]
+        shares = curve.measured_share or tuple(share for share, _ in seen)
         rows.append(
             CurveRow(
                 device=device.id,
@@ -147,7 +148,8 @@ def _curve_loo_ratio(point: str, windows: Sequence[Window]) -> float | None:
     if len(groups) < _LEAST_SHARES:
         return None
     errors: list[float] = []
-    for left_out in groups:
+    # Without the lowest or the highest the fit would have to extrapolate, which it is not asked for.
+    for left_out in groups[1:-1]:
         rest = [window for group in groups if group is not left_out for window in group]
         try:
             curve = fit_power_curve(

@@ -181,9 +181,11 @@ def _draw_curve(axes: Axes, drawn: DrawnCurve, most_w: float) -> None:
         linewidth=1.8,
         linestyle="-" if drawn.source == "measured" else "--",
     )
-    if curve.band_w is not None:
-        low = [max(watts - curve.band_w, 0.0) for watts in curve.power_w_X]
-        high = [watts + curve.band_w for watts in curve.power_w_X]
+    bands_w = [curve.band_at_w(share) for share in curve.share_X]
+    if None not in bands_w:
+        pairs = [(watts, band_w or 0.0) for watts, band_w in zip(curve.power_w_X, bands_w, strict=True)]
+        low = [max(watts - band_w, 0.0) for watts, band_w in pairs]
+        high = [watts + band_w for watts, band_w in pairs]
         axes.fill_between(curve.share_X, low, high, color=colour, alpha=0.16, linewidth=0)
     if drawn.windows:
         axes.plot(*zip(*drawn.windows, strict=True), color=INK, linestyle="", marker="o", markersize=3)
