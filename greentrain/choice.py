@@ -8,13 +8,13 @@ what was left out; where there are few, a normal law is mixed in. Axes as in ``f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from greentrain.fits import Fit, MeanFit, Task, monotone_mean, physical_mean, with_residuals, wrong_way_noise
-from greentrain.transfer import likeness, transfer_fit
+from greentrain.transfer import foreignness, likeness, transfer_fit
 
 __all__ = ["Chosen", "Data", "choose"]
 
@@ -23,9 +23,11 @@ _REPLAYS = 12
 # Half-normal errors mixed in: as many as make a band trustworthy without any replay.
 _MIXED = 12
 # How far time and power may depart from the physical mean, as a ratio: freely, or hardly.
-_DEPARTURE, _SLIGHT = 0.1, 0.03
+_DEPARTURE, _SLIGHT = 0.08, 0.03
 # From this many observations on, leave-one-out can tell that the physical mean needs no help.
 _MANY = 6
+# A spline through fewer says no more than a straight line.
+_MANY_TO_JOIN = 4
 
 _HALF_NORMAL = tuple(float(value) for value in (0.05, 0.16, 0.26, 0.38, 0.49, 0.61, 0.74, 0.89, 1.05, 1.26, 1.53, 2.04))
 _COVERAGE, _Z_95 = 0.95, 1.96
@@ -38,7 +40,9 @@ class Data(NamedTuple):
         task: What is fitted.
         x_NF: Observed settings, all different.
         z_N: Observed logarithms.
-        noise_N: Relative noise of each.
+        noise_N: Least relative noise of each; large for an outlier.
+        count_N: Measurements behind each.
+        repeat_noise: Relative noise of a single measurement that repeats have shown, or that is assumed.
         x_QF: Settings that are asked for.
         prior_JA: Earlier sweeps at the observed, then the asked-for settings.
         level_counts: Whether the level of earlier sweeps says something.
@@ -48,6 +52,8 @@ class Data(NamedTuple):
     x_NF: np.ndarray
     z_N: np.ndarray
     noise_N: np.ndarray
+    count_N: np.ndarray
+    repeat_noise: float
     x_QF: np.ndarray
     prior_JA: np.ndarray
     level_counts: bool
@@ -81,60 +87,52 @@ class _Errors(NamedTuple):
     weight: np.ndarray
 
 
-Candidate = Callable[[Data], Fit]
-
-
 def choose(data: Data) -> Chosen:
     """The candidate with the least surprising errors on what it had not seen, with a calibrated band."""
-    candidates = _candidates(data)
+    names = _candidates(data)
     left_out = _left_out(data.x_NF)
-    weight_J = likeness(data.prior_JA, data.z_N, level_counts=data.level_counts) if len(data.prior_JA) else np.zeros(0)
-    replayed = np.argsort(-weight_J, kind="stable")[:_REPLAYS] if len(weight_J) > 1 else np.zeros(0, dtype=int)
-    best: tuple[float, str, Candidate, _Errors, _Errors] | None = None
-    for name, candidate in candidates.items():
-        own = _leave_one_out(data, candidate, left_out)
-        past = _replays(data, candidate, replayed, weight_J)
-        surprise = _surprise([own, past])
-        if best is None or surprise < best[0] - 1e-9:
-            best = (surprise, name, candidate, own, past)
-    assert best is not None
-    _, name, candidate, own, past = best
-    fit = candidate(data)
-    scale = _band_scale([own, past])
+    own, past = _leave_one_out(data, names, left_out), _replays(data, names)
+    # Where every sweep differs more from this one than from each other, replays are too good.
+    foreign = foreignness(data.prior_JA, data.z_N, level_counts=data.level_counts) if len(data.prior_JA) > 1 else 1.0
+    surprise = {name: _surprise([own[name], past[name]]) for name in names}
+    if "transfer" in surprise:
+        surprise["transfer"] += float(np.log(foreign))
+    name = min(names, key=lambda candidate: (round(surprise[candidate], 9), names.index(candidate)))
+    fit = _fits(data, [name])[name]
+    scale = _band_scale([own[name], past[name]]) * (foreign if name == "transfer" else 1.0)
     half_Q = scale * _Z_95 * np.sqrt(np.maximum(np.diag(fit.cov_QQ), 0.0) + fit.noise**2)
-    return Chosen(name, fit.log_Q, fit.cov_QQ * scale**2, half_Q, own.error, left_out, own.sd)
+    return Chosen(name, fit.log_Q, fit.cov_QQ * scale**2, half_Q, own[name].error, left_out, own[name].sd)
 
 
-def _candidates(data: Data) -> dict[str, Candidate]:
-    """Candidates by name; the first is taken where nothing was left out."""
+def _candidates(data: Data) -> list[str]:
+    """Names of the candidates; the first is taken where nothing was left out."""
     n = len(data.z_N)
-    chosen: dict[str, Candidate] = {}
-    if len(data.prior_JA):
-        chosen["transfer"] = _transfer
-    chosen["gp"] = lambda part: _with_mean(part, physical_mean, _DEPARTURE)
-    if n >= _MANY:
-        chosen["physical"] = lambda part: _with_mean(part, physical_mean, _SLIGHT)
-    if n >= 4 and data.x_NF.shape[1] == 1:
-        chosen["monotone"] = lambda part: _with_mean(part, monotone_mean, _DEPARTURE)
-    return chosen
+    return [
+        *(["transfer"] if len(data.prior_JA) else []),
+        "gp",
+        *(["physical"] if n >= _MANY else []),
+        *(["monotone"] if n >= _MANY_TO_JOIN and data.x_NF.shape[1] == 1 else []),
+    ]
 
 
-def _with_mean(
-    data: Data, mean: Callable[[Task, np.ndarray, np.ndarray, np.ndarray], MeanFit], amplitude: float
-) -> Fit:
-    fitted = mean(data.task, data.x_NF, data.z_N, data.x_QF)
-    noise = wrong_way_noise(data.task, data.x_NF, data.z_N)
-    noise_N = np.maximum(data.noise_N, noise)
-    fit = with_residuals(fitted, data.x_NF, data.z_N, data.x_QF, amplitude=amplitude, noise_N=noise_N)
-    return fit._replace(noise=noise)
+def _fits(data: Data, names: Sequence[str]) -> dict[str, Fit]:
+    noise = max(data.repeat_noise, wrong_way_noise(data.task, data.x_NF, data.z_N))
+    noise_N = np.maximum(data.noise_N, noise / np.sqrt(data.count_N))
 
+    def around(mean: MeanFit, amplitude: float) -> Fit:
+        return with_residuals(mean, data.x_NF, data.z_N, data.x_QF, amplitude=amplitude, noise_N=noise_N)
 
-def _transfer(data: Data) -> Fit:
-    weight_J = likeness(data.prior_JA, data.z_N, level_counts=data.level_counts)
-    x_AF = np.concatenate([data.x_NF, data.x_QF])
-    noise = wrong_way_noise(data.task, data.x_NF, data.z_N)
-    fit = transfer_fit(data.prior_JA, weight_J, data.z_N, x_AF, np.maximum(data.noise_N, noise))
-    return fit._replace(noise=noise)
+    found: dict[str, Fit] = {}
+    if "transfer" in names:
+        weight_J = likeness(data.prior_JA, data.z_N, level_counts=data.level_counts)
+        x_AF = np.concatenate([data.x_NF, data.x_QF])
+        found["transfer"] = transfer_fit(data.prior_JA, weight_J, data.z_N, x_AF, noise_N)
+    if "gp" in names or "physical" in names:
+        physical = physical_mean(data.task, data.x_NF, data.z_N, data.x_QF)
+        found |= {"gp": around(physical, _DEPARTURE), "physical": around(physical, _SLIGHT)}
+    if "monotone" in names:
+        found["monotone"] = around(monotone_mean(data.task, data.x_NF, data.z_N, data.x_QF), _DEPARTURE)
+    return {name: found[name]._replace(noise=noise) for name in names}
 
 
 def _left_out(x_NF: np.ndarray) -> tuple[int, ...]:
@@ -152,45 +150,47 @@ def _left_out(x_NF: np.ndarray) -> tuple[int, ...]:
     return tuple(inner[position] for position in np.linspace(0, len(inner) - 1, _FOLDS).round().astype(int))
 
 
-def _leave_one_out(data: Data, candidate: Candidate, left_out: Sequence[int]) -> _Errors:
-    error: list[float] = []
-    sd: list[float] = []
-    n = len(data.z_N)
+def _leave_one_out(data: Data, names: Sequence[str], left_out: Sequence[int]) -> dict[str, _Errors]:
+    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for index in left_out:
-        keep = np.arange(n) != index
+        keep = np.arange(len(data.z_N)) != index
         part = data._replace(
             x_NF=data.x_NF[keep],
             z_N=data.z_N[keep],
             noise_N=data.noise_N[keep],
+            count_N=data.count_N[keep],
             x_QF=data.x_NF[index : index + 1],
             prior_JA=data.prior_JA[:, np.append(np.flatnonzero(keep), index)],
         )
-        fit = candidate(part)
-        error.append(float(fit.log_Q[0] - data.z_N[index]))
-        sd.append(float(np.sqrt(max(fit.cov_QQ[0, 0], 0.0) + max(data.noise_N[index], fit.noise) ** 2)))
-    return _Errors(np.asarray(error), np.asarray(sd), np.ones(len(error)))
+        for name, fit in _fits(part, names).items():
+            variance = max(float(fit.cov_QQ[0, 0]), 0.0) + max(float(data.noise_N[index]), fit.noise) ** 2
+            errors[name].append((float(fit.log_Q[0] - data.z_N[index]), variance**0.5))
+    return {
+        name: _Errors(np.asarray([row[0] for row in rows]), np.asarray([row[1] for row in rows]), np.ones(len(rows)))
+        for name, rows in errors.items()
+    }
 
 
-def _replays(data: Data, candidate: Candidate, replayed: np.ndarray, weight_J: np.ndarray) -> _Errors:
-    """Errors of predicting earlier sweeps from the same settings, each weighed by its likeness."""
-    n = len(data.z_N)
+def _replays(data: Data, names: Sequence[str]) -> dict[str, _Errors]:
+    """Errors of predicting the most alike earlier sweeps from the same settings; one counts as one observation."""
+    none = _Errors(np.zeros(0), np.zeros(0), np.zeros(0))
     apart_QN = np.abs(data.x_QF[:, None, :] - data.x_NF[None, :, :]).max(axis=2)
     unseen_Q = apart_QN.min(axis=1) > 1e-9
-    errors: list[_Errors] = []
-    if not unseen_Q.any():
-        return _Errors(np.zeros(0), np.zeros(0), np.zeros(0))
-    for sweep in replayed:
-        others = np.arange(len(data.prior_JA)) != sweep
+    if len(data.prior_JA) < 2 or not unseen_Q.any():
+        return dict.fromkeys(names, none)
+    n, count = len(data.z_N), int(unseen_Q.sum())
+    weight_J = likeness(data.prior_JA, data.z_N, level_counts=data.level_counts)
+    errors: dict[str, list[_Errors]] = {name: [] for name in names}
+    for sweep in np.argsort(-weight_J, kind="stable")[:_REPLAYS]:
         log_A = data.prior_JA[sweep]
-        fit = candidate(data._replace(z_N=log_A[:n], prior_JA=data.prior_JA[others]))
-        variance_Q = np.maximum(np.diag(fit.cov_QQ), 0.0) + fit.noise**2
-        count = int(unseen_Q.sum())
-        # A replay counts as much as one observation.
-        weight_Q = np.full(count, weight_J[sweep] / count)
-        errors.append(_Errors((fit.log_Q - log_A[n:])[unseen_Q], np.sqrt(variance_Q)[unseen_Q], weight_Q))
-    if not errors:
-        return _Errors(np.zeros(0), np.zeros(0), np.zeros(0))
-    return _Errors(*(np.concatenate([getattr(part, field) for part in errors]) for field in _Errors._fields))
+        part = data._replace(z_N=log_A[:n], x_QF=data.x_QF[unseen_Q])
+        part = part._replace(prior_JA=np.delete(data.prior_JA, sweep, axis=0)[:, np.append(np.ones(n, bool), unseen_Q)])
+        for name, fit in _fits(part, names).items():
+            sd_Q = np.sqrt(np.maximum(np.diag(fit.cov_QQ), 0.0) + fit.noise**2)
+            errors[name].append(_Errors(fit.log_Q - log_A[n:][unseen_Q], sd_Q, np.full(count, weight_J[sweep] / count)))
+    return {
+        name: _Errors(*(np.concatenate(column) for column in zip(*rows, strict=True))) for name, rows in errors.items()
+    }
 
 
 def _surprise(parts: Sequence[_Errors]) -> float:

@@ -191,7 +191,10 @@ def _fit(
     count_D = np.bincount(settings.group_N)
     z_N = np.log(values)
     z_D = np.bincount(settings.group_N, weights=z_N) / count_D
-    spread_D = np.sqrt(np.bincount(settings.group_N, weights=(z_N - z_D[settings.group_N]) ** 2) / count_D)
+    repeats = len(z_N) - len(z_D)
+    noise = NOISE
+    if repeats:
+        noise = max(noise, float(np.sqrt(((z_N - z_D[settings.group_N]) ** 2).sum() / repeats)))
     log_AF = np.concatenate([settings.log_DF, settings.log_PF])
     aligned = _aligned(settings, log_AF, quantity, sweeps)
     prior_JA = np.stack([sweep.log_A for sweep in aligned]) if aligned else np.zeros((0, len(log_AF)))
@@ -201,7 +204,9 @@ def _fit(
         task=Task(quantity, tuple(name == "cap_w" for name in settings.names) or (False,)),
         x_NF=x_AF[: len(z_D)],
         z_N=z_D,
-        noise_N=np.maximum(spread_D, NOISE) / np.sqrt(count_D),
+        noise_N=np.zeros(len(z_D)),
+        count_N=count_D,
+        repeat_noise=noise,
         x_QF=x_AF[len(z_D) :],
         prior_JA=prior_JA,
         level_counts=quantity == "power" and not scaled,

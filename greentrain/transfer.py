@@ -14,7 +14,7 @@ import numpy as np
 
 from greentrain.fits import NOISE, Fit, kernel, kriged
 
-__all__ = ["Aligned", "align_sweep", "likeness", "transfer_fit"]
+__all__ = ["Aligned", "align_sweep", "foreignness", "likeness", "transfer_fit"]
 
 # Settings this close, as a ratio, are the same.
 _SAME = 0.01
@@ -63,6 +63,23 @@ def align_sweep(s_AF: np.ndarray, s_MF: np.ndarray, z_M: np.ndarray) -> Aligned 
             exact_A = apart_AD.min(axis=1) < _SAME
             return Aligned(np.where(exact_A, z_D[apart_AD.argmin(axis=1)], log_A), scaled)
     return None
+
+
+def foreignness(log_JA: np.ndarray, z_N: np.ndarray, *, level_counts: bool) -> float:
+    """How much farther the observations are from the nearest sweep than sweeps usually are from theirs; 1 if no more.
+
+    Args:
+        log_JA: The sweeps, at least two; their first N columns are the observed settings.
+        z_N: What was observed.
+        level_counts: Whether the level counts too (watts on one board), not only the shape.
+    """
+    all_JN = np.concatenate([z_N[None, :], log_JA[:, : len(z_N)]])
+    if not level_counts:
+        all_JN = all_JN - all_JN.mean(axis=1, keepdims=True)
+    square_JJ = ((all_JN[:, None, :] - all_JN[None, :, :]) ** 2).mean(axis=2)
+    np.fill_diagonal(square_JJ, np.inf)
+    own, family = float(square_JJ[0, 1:].min()), float(np.median(square_JJ[1:, 1:].min(axis=1)))
+    return max(1.0, float(np.sqrt((own + NOISE**2) / (family + NOISE**2))))
 
 
 def likeness(log_JA: np.ndarray, z_N: np.ndarray, *, level_counts: bool) -> np.ndarray:
