@@ -98,7 +98,7 @@ def _write_page(output: Path, folder: ModelsFolder, curves: list[CurveRow], time
     from greentrain.files import write_text
     from greentrain_reports.device_curves import curves_page
 
-    write_text(output, curves_page(tuple(drawn(folder)), curves, times))
+    write_text(output, curves_page(tuple(drawn(folder)), curves, times, models=folder.models))
 
 
 def _curve_cells(rows: Sequence[CurveRow]) -> list[tuple[str, ...]]:

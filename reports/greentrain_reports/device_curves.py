@@ -11,8 +11,9 @@ import msgspec
 
 from greentrain.files import utc_now
 from greentrain.power import PowerCurve
+from greentrain.profile import ModelProfile
 from greentrain.version import VERSION
-from greentrain_reports.curve_tables import CurveRow, TimesRow, Window
+from greentrain_reports.curve_tables import CurveRow, TimesRow, Window, pass_s_B
 from greentrain_reports.figure import INK, MUTED, bare_axes, device_colour, draw_svg
 from greentrain_reports.markup import Html, chip, esc, exact, figure, gap, join, section, table
 from greentrain_reports.pictures import Picture
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DeviceCurves", "DrawnCurve", "Setting", "curves_page", "curves_picture", "settings_picture"]
+__all__ = [
+    "DeviceCurves",
+    "DrawnCurve",
+    "Setting",
+    "curves_page",
+    "curves_picture",
+    "settings_picture",
+    "times_picture",
+]
 
 _HERE = Path(__file__).parent
 _WIDE_PX, _NARROW_PX = 900.0, 356.0
@@ -83,6 +92,7 @@ def curves_page(
     curves: Sequence[CurveRow],
     times: Sequence[TimesRow],
     *,
+    models: Sequence[ModelProfile] = (),
     now_utc: str | None = None,
 ) -> str:
     """The whole page.
@@ -91,6 +101,7 @@ def curves_page(
         devices: What is drawn.
         curves: The table of power curves.
         times: The table of layer times.
+        models: Models whose times are drawn over the batch size.
         now_utc: When the page was made; now when not given.
     """
     sections = [
@@ -99,7 +110,9 @@ def curves_page(
     costs = [settings_picture(it) for it in devices if it.settings]
     if costs:
         sections.append(section("points", "Operating points", *(figure(picture) for picture in costs)))
-    sections.append(section("times", "Layer times", _times_table(times) if times else gap("no model was timed")))
+    listed = _times_table(times) if times else gap("no model was timed")
+    timed = [(model, kind) for model in models for kind in dict.fromkeys(entry.kind for entry in model.times)]
+    sections.append(section("times", "Layer times", listed, *(figure(times_picture(*pair)) for pair in timed)))
     names = ", ".join(it.device for it in devices)
     head = Html(
         f'<header><p class="eyebrow">greentrain models</p><h1>Power and time models</h1>'
@@ -168,6 +181,47 @@ def settings_picture(device: DeviceCurves) -> Picture:
         alternative=f"Busy power and energy per {device.unit} of {device.device} by operating point: {words}.",
         caption=f"{device.device}: {least.point} takes least energy per {device.unit}. Bars hold the truth in 95 % of "
         f"cases; {'hollow dots are predicted: ' + ', '.join(predicted) if predicted else 'every point was measured'}.",
+    )  # fmt: skip
+
+
+def times_picture(model: ModelProfile, kind: str) -> Picture:
+    """Seconds per sample of a whole pass over the batch size, one line per operating point."""
+    lines = [
+        (entry, [time_s / batch for time_s, batch in zip(pass_s_B(entry), entry.batch_B, strict=True)])
+        for entry in model.times
+        if entry.kind == kind
+    ]
+    scale, unit = (1e3, "ms") if max(max(sample_s_B) for _, sample_s_B in lines) < 1 else (1.0, "s")
+
+    def fill(figure: Figure, columns: int) -> None:
+        axes = figure.subplots()
+        for index, (entry, sample_s_B) in enumerate(lines):
+            modelled = entry.provenance.source == "modelled"
+            axes.plot(
+                entry.batch_B, [sample_s * scale for sample_s in sample_s_B], color=device_colour(index), linewidth=1.8,
+                linestyle="--" if modelled else "-", marker=None if modelled else "o", markersize=4,
+                label=_plain(entry.point),
+            )  # fmt: skip
+        sizes = sorted({size for entry, _ in lines for size in entry.batch_B})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("batch size")
+        axes.set_ylabel(f"{unit} per sample")
+        bare_axes(axes, grid="y")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(columns * 2, 6), borderaxespad=0)
+
+    words = "; ".join(
+        f"{entry.point} ({entry.provenance.source}) {seconds(sample_s_B[0])} at batch {entry.batch_B[0]}, "
+        f"{seconds(sample_s_B[-1])} at batch {entry.batch_B[-1]}"
+        for entry, sample_s_B in lines
+    )
+    return _picture(
+        f"times-{model.model}-{kind}", fill, 1,
+        alternative=f"Seconds per sample of {model.model} on {kind} over the batch size: {words}.",
+        caption=f"{model.model} on {kind}: forward and backward pass of all layers; dots were measured, dashed "
+        "lines are modelled.",
     )  # fmt: skip
 
 

@@ -126,7 +126,8 @@ def test_the_page_draws_points_curves_and_bands(folder: Path, greentrain: Comman
     assert ended.code == 0
     assert "wrote out/curves.html" in ended.out
     page = (folder / "out/curves.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
+    assert "Seconds per sample of toy-net on a over the batch size: current (modelled)" in page
     assert "<script" not in page
     assert 'src="' not in page
     assert "c1000 (modelled)" in page
