@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable
 
 import msgspec
 
 from greentrain._checks import require, require_id, require_non_negative, require_positive
+from greentrain.batch_fits import BatchFit, fit_batch, interpolate_batch_s
 from greentrain.device import Provenance
 from greentrain.errors import UsageError
 
-__all__ = ["LayerProfile", "LayerTimes", "ModelProfile", "interpolate_batch_s"]
+__all__ = ["BatchFit", "LayerProfile", "LayerTimes", "ModelProfile", "interpolate_batch_s"]
 
 
 class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +91,15 @@ class LayerTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         takes_time = any(value > 0 for row in (*self.forward_s_LB, *self.backward_s_LB) for value in row)
         require(takes_time, f"every time of kind {self.kind!r} at point {self.point!r} is 0")
 
+    def extrapolated(self, batch: int) -> bool:
+        """Whether a batch size lies outside the measured ones, so that its time is a guess."""
+        return not self.batch_B[0] <= batch <= self.batch_B[-1]
+
+    def fit(self) -> BatchFit:
+        """Fit of the whole model's forward and backward time over the batch size, with its leave-one-out error."""
+        rows = (*self.forward_s_LB, *self.backward_s_LB)
+        return fit_batch(self.batch_B, tuple(sum(column) for column in zip(*rows, strict=True)))
+
 
 class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model as a list of blocks: ``profiles/<model>.model.json`` plus the times of each device kind.
@@ -141,23 +150,3 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             f"model {self.model!r} has no layer times for device kind {kind!r} at operating point {point!r}.",
             hint=f"Run: greentrain measure --model {self.model} on such a device, or use a catalogue kind.",
         )
-
-
-def interpolate_batch_s(batch_B: tuple[int, ...], time_s_B: tuple[float, ...], batch: float) -> float:
-    """Seconds at a batch size: straight lines between measured sizes, the end slopes held beyond them.
-
-    With a single measured size the time is proportional to the batch.
-    """
-    if batch <= 0:
-        return 0.0
-    if len(batch_B) == 1:
-        return time_s_B[0] * batch / batch_B[0]
-    right = min(max(bisect_left(batch_B, batch), 1), len(batch_B) - 1)
-    low, high = batch_B[right - 1], batch_B[right]
-    slope = (time_s_B[right] - time_s_B[right - 1]) / (high - low)
-    if batch > high:
-        return time_s_B[right] + max(slope, 0.0) * (batch - high)
-    if batch < low:
-        # Never cheaper per row than the smallest size that was measured.
-        return max(time_s_B[0] + max(slope, 0.0) * (batch - low), time_s_B[0] * batch / low)
-    return time_s_B[right - 1] + slope * (batch - low)

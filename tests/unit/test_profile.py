@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import make_problem
 
+from greentrain.batch_fits import fit_batch
 from greentrain.errors import UsageError
 from greentrain.profile import ModelProfile, interpolate_batch_s
 from greentrain.profile_files import model_names, read_model_profile, write_layer_times, write_model_profile
@@ -50,6 +51,46 @@ def test_interpolation_is_positive_exact_at_the_knots_and_continuous(
     assert here > 0
     steepest = max([times[0] / sizes[0], *(abs(b - a) for a, b in pairwise(times))])
     assert abs(after - here) <= steepest * (1 + 1e-9)
+
+
+def test_a_launch_cost_and_a_cost_per_sample_are_found() -> None:
+    fit = fit_batch((1, 2, 4, 8, 16), tuple(0.01 + 0.002 * batch for batch in (1, 2, 4, 8, 16)))
+    assert fit.name == "affine"
+    assert fit.value(12) == pytest.approx(0.034)
+    assert fit.loo_ratio == pytest.approx(0, abs=1e-6)
+    assert fit.band_ratio == pytest.approx(0, abs=1e-6)
+    assert not fit.extrapolated(12)
+    assert fit.extrapolated(17)
+
+
+def test_steps_keep_their_shape_and_noise_its_band() -> None:
+    steps = fit_batch((1, 2, 4, 8, 16), (1.0, 1.0, 1.0, 4.0, 4.1))
+    assert steps.name in ("monotone", "piecewise")
+    noisy = fit_batch((1, 2, 4, 8, 16), (0.013, 0.013, 0.019, 0.025, 0.044))
+    assert noisy.band_ratio is not None
+    assert 0.01 < noisy.band_ratio < 0.5
+    assert fit_batch((1, 8), (1.0, 2.0)).loo_ratio is None
+    assert fit_batch((4,), (2.0,)).value(8) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_fit_over_batches_refuses(value: float) -> None:
+    with pytest.raises(UsageError, match="expected finite numbers above 0"):
+        fit_batch((1, 2), (1.0, value))
+    with pytest.raises(ValueError, match="must rise"):
+        fit_batch((2, 1), (1.0, 2.0))
+
+
+def test_layer_times_know_their_range_and_their_error() -> None:
+    times = MODEL.times[0]
+    assert times.extrapolated(times.batch_B[-1] + 1)
+    assert not times.extrapolated(times.batch_B[0])
+    fit = times.fit()
+    assert fit.batch_B == times.batch_B
+    assert fit.loo_ratio is not None
+    assert fit.value(times.batch_B[-1]) == pytest.approx(
+        sum(row[-1] for row in (*times.forward_s_LB, *times.backward_s_LB)), rel=0.2
+    )
 
 
 def test_times_of_a_kind_and_point() -> None:
