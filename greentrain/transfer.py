@@ -18,6 +18,7 @@ __all__ = ["Aligned", "align_sweep", "foreignness", "likeness", "transfer_fit"]
 
 # Settings this close, as a ratio, are the same.
 _SAME = 0.01
+_SAME_BOARD = 0.5
 # As many sweeps as the stretched copy of the mean counts for.
 _PRIOR_SWEEPS = 3.0
 _STRETCH = 0.25
@@ -54,7 +55,10 @@ def align_sweep(s_AF: np.ndarray, s_MF: np.ndarray, z_M: np.ndarray) -> Aligned 
     if len(x_DF) < 2 * s_AF.shape[1] + 1:
         return None
     z_D = np.bincount(back_M, weights=z_M) / np.bincount(back_M)
-    for scaled in (False, True):
+    apart_DA = np.abs(x_DF[:, None, :] - s_AF[None, :, :]).max(axis=2)
+    # A part of this very board's settings is not the whole of another board's.
+    same_board = bool((apart_DA.min(axis=1) < _SAME).mean() > _SAME_BOARD)
+    for scaled in (False,) if same_board else (False, True):
         x_AF = s_AF - s_AF.max(axis=0) + x_DF.max(axis=0) if scaled else s_AF
         inside_A = ((x_AF >= x_DF.min(axis=0) - _SAME) & (x_AF <= x_DF.max(axis=0) + _SAME)).all(axis=1)
         if inside_A.mean() >= (0.6 if scaled else 0.9):
