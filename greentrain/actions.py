@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple, cast, get_args
 import msgspec
 
 from greentrain._checks import require
-from greentrain.errors import NotSupportedError, UsageError
-from greentrain.plan import Plan, Stage, row_ranges
+from greentrain.errors import UsageError
+from greentrain.plan import Plan, Slice, Stage, common_bytes, ring_part_bytes, slices
 
 __all__ = ["Action", "ActionKind", "format_actions", "lower", "parse_actions", "validate"]
 
@@ -40,7 +40,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         kind: What is done.
         stage: Stage of the acting device.
         micro_batch: Micro-batch, from 0; 0 for AR and U.
-        bytes: Payload of a transfer, or the gradient bytes that are summed.
+        bytes: Payload of a transfer, the gradient bytes that are summed, or what a pass sends in the group's rings.
         peer: The other end of a transfer.
         first_row: First row of the micro-batch that is moved or computed.
         last_row: One past the last row.
@@ -73,17 +73,10 @@ def lower(plan: Plan) -> dict[str, list[Action]]:
     """Turn a plan into the actions of one round, per device, in the order of execution.
 
     1F1B: a stage first computes as many forwards as it may hold in flight, then alternates backward
-    and forward. Between groups with different shares every pair moves just the rows both hold (M-to-N).
-
-    Raises:
-        NotSupportedError: A stage shares heads and columns, which this version cannot run.
+    and forward. Between groups with different shares every pair moves just what both hold (M-to-N). Where a
+    group shares work inside a sample, F and B are actions of the whole group and carry the bytes that each
+    device sends in the group's rings.
     """
-    for index, stage in enumerate(plan.stages):
-        if stage.sharing != "samples":
-            raise NotSupportedError(
-                f"stage {index} shares {stage.sharing!r}, this version runs sample sharing only.",
-                hint="Schedule it again with this version.",
-            )
     return {
         device: _device_actions(plan, index, position)
         for index, stage in enumerate(plan.stages)
@@ -95,51 +88,62 @@ def _device_actions(plan: Plan, index: int, position: int) -> list[Action]:
     stage = plan.stages[index]
     before = plan.stages[index - 1] if index > 0 else None
     after = plan.stages[index + 1] if index + 1 < len(plan.stages) else None
-    seat = _Seat(stage.devices[position], index, row_ranges(stage.shares)[position])
+    seat = _Seat(plan, index, position)
     actions: list[Action] = []
     for direction, micro in _one_forward_one_backward(plan.micro_batches_n, stage.in_flight):
         if direction == "F":
             actions += seat.transfers("RF", micro, before, before.output_bytes if before else 0)
-            actions.append(seat.action("F", micro))
+            actions.append(seat.action("F", micro, stage.ring_forward_bytes))
             actions += seat.transfers("SF", micro, after, stage.output_bytes)
         else:
             actions += seat.transfers("RB", micro, after, stage.gradient_bytes)
-            actions.append(seat.action("B", micro))
+            actions.append(seat.action("B", micro, stage.ring_backward_bytes))
             actions += seat.transfers("SB", micro, before, before.gradient_bytes if before else 0)
-    if len(stage.devices) > 1 and stage.param_bytes > 0:
-        actions.append(Action(device=seat.device, kind="AR", stage=index, micro_batch=0, bytes=stage.param_bytes))
-    actions.append(Action(device=seat.device, kind="U", stage=index, micro_batch=0))
+    device = stage.devices[position]
+    if stage.sum_bytes > 0:
+        actions.append(Action(device=device, kind="AR", stage=index, micro_batch=0, bytes=stage.sum_bytes))
+    actions.append(Action(device=device, kind="U", stage=index, micro_batch=0))
     return actions
 
 
 class _Seat(NamedTuple):
-    """A device's place in a stage and its rows of every micro-batch."""
+    """A device's place in a plan."""
 
-    device: str
+    plan: Plan
     stage: int
-    rows: tuple[int, int]
+    position: int
 
-    def action(self, kind: ActionKind, micro: int) -> Action:
-        first, last = self.rows
+    def action(self, kind: ActionKind, micro: int, ring_bytes: int) -> Action:
+        stage = self.plan.stages[self.stage]
+        taken = self._slices(stage, sends=False)[self.position]
         return Action(
-            device=self.device, kind=kind, stage=self.stage, micro_batch=micro, first_row=first, last_row=last
-        )
+            device=stage.devices[self.position], kind=kind, stage=self.stage, micro_batch=micro,
+            bytes=ring_part_bytes(ring_bytes, self.plan.micro_batch, len(stage.devices)),
+            first_row=taken.first_row, last_row=taken.last_row,
+        )  # fmt: skip
 
     def transfers(self, kind: ActionKind, micro: int, other: Stage | None, bytes_per_row: int) -> list[Action]:
         """One transfer per device of the other stage that holds some of the same rows."""
         if other is None or bytes_per_row == 0:
             return []  # Without anything trainable before the cut no gradient goes back.
+        stage = self.plan.stages[self.stage]
+        sends = kind in ("SF", "SB")
+        own = self._slices(stage, sends=sends)[self.position]
         found: list[Action] = []
-        for peer, (start, stop) in zip(other.devices, row_ranges(other.shares), strict=True):
-            low, high = max(self.rows[0], start), min(self.rows[1], stop)
-            if low < high:
+        for peer, piece in zip(other.devices, self._slices(other, sends=not sends), strict=True):
+            size = common_bytes(own, piece, bytes_per_row)
+            if size > 0:
                 found.append(
                     Action(
-                        device=self.device, kind=kind, stage=self.stage, micro_batch=micro, peer=peer,
-                        first_row=low, last_row=high, bytes=(high - low) * bytes_per_row,
+                        device=stage.devices[self.position], kind=kind, stage=self.stage, micro_batch=micro, peer=peer,
+                        first_row=max(own.first_row, piece.first_row), last_row=min(own.last_row, piece.last_row),
+                        bytes=size,
                     )
                 )  # fmt: skip
         return found
+
+    def _slices(self, stage: Stage, *, sends: bool) -> tuple[Slice, ...]:
+        return slices(stage.sharing, stage.shares, self.plan.micro_batch, sends=sends)
 
 
 def _one_forward_one_backward(micro_batches_n: int, in_flight: int) -> Iterable[tuple[Literal["F", "B"], int]]:

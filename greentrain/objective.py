@@ -10,10 +10,11 @@ from greentrain._checks import require, require_non_negative, require_positive
 from greentrain.cluster import Cluster
 from greentrain.profile import ModelProfile
 
-__all__ = ["OPTIMIZER_STATES", "Objective", "ObjectiveKind", "Optimizer", "Problem"]
+__all__ = ["OPTIMIZER_STATES", "Objective", "ObjectiveKind", "Optimizer", "Parallelism", "Problem"]
 
 ObjectiveKind = Literal["energy", "time", "edp", "carbon"]
 Optimizer = Literal["sgd", "momentum", "adam"]
+Parallelism = Literal["single", "data", "pipeline", "tensor", "sequence", "tensor+sequence", "hybrid"]
 
 # Optimizer state in multiples of the weights (Asteroid, arXiv 2408.08015).
 OPTIMIZER_STATES: dict[Optimizer, int] = {"sgd": 0, "momentum": 1, "adam": 2}
@@ -70,6 +71,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         batch: Samples per round (global batch of one optimizer step).
         micro_batches: Candidate micro-batch sizes; each divides the batch.
         optimizer: Decides the optimizer's memory.
+        parallelism: Only plans of this name count (:func:`greentrain.plan.parallelism_name`); ``any`` of them.
     """
 
     model: ModelProfile
@@ -78,6 +80,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     batch: int
     micro_batches: tuple[int, ...]
     optimizer: Optimizer = "adam"
+    parallelism: Parallelism | Literal["any"] = "any"
 
     def __post_init__(self) -> None:
         require_positive(batch=self.batch)

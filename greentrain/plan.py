@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from greentrain._checks import require, require_id, require_non_negative, require_positive
 from greentrain.cluster import Cluster
 from greentrain.errors import UsageError
-from greentrain.objective import Objective, Optimizer, Problem
-from greentrain.profile import ModelProfile
+from greentrain.objective import Objective, Optimizer, Parallelism, Problem
+from greentrain.profile import LayerProfile, ModelProfile
 
 __all__ = [
     "PLAN_SCHEMA",
@@ -20,19 +20,37 @@ __all__ = [
     "Estimate",
     "Plan",
     "Sharing",
+    "Slice",
     "Stage",
+    "allowed",
     "check_cluster",
     "check_model",
+    "common_bytes",
     "in_flight_limit",
     "parallelism_name",
+    "ring_bytes",
+    "ring_part_bytes",
     "row_ranges",
+    "shares_total",
+    "slices",
     "time_optimal_path",
     "validate",
 ]
 
 PLAN_SCHEMA = "greentrain.plan/1"
 
-Sharing = Literal["samples", "tensor_sequence"]
+Sharing = Literal["samples", "tensor_sequence", "tensor", "sequence"]
+
+# Activations of a layer that the rings of a group carry, forward and backward: two AllGathers and two
+# ReduceScatters (or two AllReduces, which move as much), or the keys and values and back their gradients too.
+_RINGS: dict[Sharing, tuple[int, int]] = {
+    "samples": (0, 0), "tensor_sequence": (4, 4), "tensor": (4, 4), "sequence": (2, 4),
+}  # fmt: skip
+
+
+_GROUP_NAMES: dict[Sharing, Parallelism] = {
+    "samples": "data", "tensor_sequence": "tensor+sequence", "tensor": "tensor", "sequence": "sequence",
+}  # fmt: skip
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,13 +60,16 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         start: First layer.
         stop: One past the last layer.
         devices: The group, in the order of the shares.
-        sharing: How the group shares the work of a micro-batch.
-        shares: Rows of each micro-batch per device; each at least 1, their sum is the micro-batch size.
+        sharing: How the group shares the work of a micro-batch: its samples; the heads, columns and tokens of every
+            sample (``tensor_sequence``); heads and columns only (``tensor``); tokens only (``sequence``).
+        shares: Rows of each micro-batch per device, or its heads, or its tokens of every sample; each at least 1.
         points: Operating point of each device.
         in_flight: Micro-batches whose activations the stage holds at once (K of 1F1B).
         param_bytes: Trainable parameters of the range, so that a plan can be lowered by itself.
         output_bytes: Bytes per sample that leave towards the next stage; 0 for the last stage.
         gradient_bytes: Bytes per sample of the gradient that comes back; 0 for the last stage.
+        ring_forward_bytes: Bytes per sample that the group's rings carry forward; a device sends (g−1)/g of them.
+        ring_backward_bytes: The same backward. Both are 0 where samples are shared.
     """
 
     start: int
@@ -61,6 +82,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     param_bytes: int
     output_bytes: int
     gradient_bytes: int
+    ring_forward_bytes: int = 0
+    ring_backward_bytes: int = 0
 
     def __post_init__(self) -> None:
         require(0 <= self.start < self.stop, f"layers [{self.start}, {self.stop}) are empty")
@@ -73,9 +96,28 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             require_id(device, what="device id")
         require(all(share >= 1 for share in self.shares), f"shares {self.shares} must be at least 1 each")
         require(self.in_flight >= 1, "in_flight must be at least 1")
+        require(self.sharing == "samples" or len(self.devices) > 1, f"one device cannot share {self.sharing!r}")
         require_non_negative(
-            param_bytes=self.param_bytes, output_bytes=self.output_bytes, gradient_bytes=self.gradient_bytes
+            param_bytes=self.param_bytes,
+            output_bytes=self.output_bytes,
+            gradient_bytes=self.gradient_bytes,
+            ring_forward_bytes=self.ring_forward_bytes,
+            ring_backward_bytes=self.ring_backward_bytes,
         )
+
+    @property
+    def sum_bytes(self) -> int:
+        """Gradient bytes that the group sums per round; 0 where each device has weights of its own.
+
+        The few weights of a layer norm that tensor sharing replicates are left out.
+        """
+        return self.param_bytes if len(self.devices) > 1 and self.sharing in ("samples", "sequence") else 0
+
+    def work_rows(self, position: int, micro_batch: int) -> float:
+        """A device's part of a micro-batch in rows: its share of the rows, heads or tokens."""
+        if self.sharing == "samples":
+            return self.shares[position]
+        return micro_batch * self.shares[position] / sum(self.shares)
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -203,14 +245,74 @@ def row_ranges(shares: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
-def parallelism_name(plan: Plan) -> str:
-    """single, data, pipeline, or hybrid: the point of the space in the field's words."""
+class Slice(NamedTuple):
+    """What a device holds of a micro-batch at a cut: rows, and of every row a part.
+
+    Attributes:
+        first_row: First row.
+        last_row: One past the last row.
+        first_part: First of ``parts_n`` equal parts of a row.
+        last_part: One past the last part.
+        parts_n: Parts of a row.
+    """
+
+    first_row: int
+    last_row: int
+    first_part: int
+    last_part: int
+    parts_n: int
+
+
+def slices(sharing: Sharing, shares: Sequence[int], micro_batch: int, *, sends: bool) -> tuple[Slice, ...]:
+    """What each device of a group hands over at a cut, or takes.
+
+    Sample sharing splits the rows, token slices split every row. After an AllReduce (``tensor``) every device
+    has everything: each sends an equal part, and each needs all.
+    """
+    if sharing == "samples":
+        return tuple(Slice(first, last, 0, 1, 1) for first, last in row_ranges(shares))
+    if sharing == "tensor":
+        group_n = len(shares)
+        return tuple(Slice(0, micro_batch, at, at + 1, group_n) if sends else Slice(0, micro_batch, 0, 1, 1)
+                     for at in range(group_n))  # fmt: skip
+    return tuple(Slice(0, micro_batch, first, last, sum(shares)) for first, last in row_ranges(shares))
+
+
+def common_bytes(sent: Slice, taken: Slice, bytes_per_row: int) -> int:
+    """Bytes that two slices have in common; the parts of a row add up to it exactly."""
+    rows = min(sent.last_row, taken.last_row) - max(sent.first_row, taken.first_row)
+    first = max(piece.first_part * bytes_per_row // piece.parts_n for piece in (sent, taken))
+    last = min(piece.last_part * bytes_per_row // piece.parts_n for piece in (sent, taken))
+    return max(rows, 0) * max(last - first, 0)
+
+
+def ring_bytes(sharing: Sharing, layers: Sequence[LayerProfile]) -> tuple[int, int]:
+    """Bytes per sample that a group's rings carry over these layers, forward and backward."""
+    size = sum(layer.activation_bytes for layer in layers)
+    forward_n, backward_n = _RINGS[sharing]
+    return forward_n * size, backward_n * size
+
+
+def ring_part_bytes(ring_bytes: int, rows: int, group_n: int) -> int:
+    """Bytes that each device of a group sends (and receives) in one pass of a micro-batch: (g−1)/g of the rings."""
+    return round(ring_bytes * rows * (group_n - 1) / group_n)
+
+
+def shares_total(sharing: Sharing, layers: Sequence[LayerProfile], micro_batch: int) -> int:
+    """What the shares of a stage over these layers add up to; 0 where they cannot be shared so."""
+    if sharing == "samples":
+        return micro_batch
+    wholes = {layer.sequence if sharing == "sequence" else layer.heads for layer in layers}
+    return wholes.pop() if len(wholes) == 1 else 0
+
+
+def parallelism_name(plan: Plan) -> Parallelism:
+    """single, data, tensor, sequence, tensor+sequence, pipeline or hybrid: the field's word for the plan."""
     groups = [len(stage.devices) for stage in plan.stages]
-    shared = {stage.sharing for stage in plan.stages if len(stage.devices) > 1}
     if groups == [1]:
         return "single"
     if len(groups) == 1:
-        return "tensor+sequence" if "tensor_sequence" in shared else "data"
+        return _GROUP_NAMES[plan.stages[0].sharing]
     return "pipeline" if max(groups) == 1 else "hybrid"
 
 
@@ -229,6 +331,11 @@ def validate(plan: Plan, problem: Problem) -> None:
     check_cluster(plan, problem.cluster)
     if plan.batch != problem.batch:
         raise UsageError(f"plan: batch is {plan.batch}, the problem has {problem.batch}.", hint="Schedule again.")
+
+
+def allowed(plan: Plan, problem: Problem) -> bool:
+    """Whether the plan lies in the part of the space that the problem asks for."""
+    return problem.parallelism in ("any", parallelism_name(plan))
 
 
 def check_model(plan: Plan, model: ModelProfile) -> None:
@@ -255,11 +362,22 @@ def check_model(plan: Plan, model: ModelProfile) -> None:
             sum(layer.param_bytes for layer in layers),
             0 if last else layers[-1].activation_bytes,
             0 if last else layers[-1].gradient_bytes,
+            *ring_bytes(stage.sharing, layers),
         )
-        found = (stage.param_bytes, stage.output_bytes, stage.gradient_bytes)
+        rings = (stage.ring_forward_bytes, stage.ring_backward_bytes)
+        found = (stage.param_bytes, stage.output_bytes, stage.gradient_bytes, *rings)
         if found != expected:
             raise UsageError(
-                f"plan: stage {index} states {found} parameter, output and gradient bytes, the model gives {expected}.",
+                f"plan: stage {index} states {found} parameter, output, gradient and ring bytes, "
+                f"the model gives {expected}.",
+                hint="Run greentrain schedule again for this model.",
+            )
+        whole = shares_total(stage.sharing, layers, plan.micro_batch)
+        if sum(stage.shares) != whole:
+            what = "tokens" if stage.sharing == "sequence" else "heads"
+            raise UsageError(
+                f"plan: stage {index} shares out {sum(stage.shares)} {what}, the model has {whole or 'none in common'} "
+                f"in layers [{stage.start}, {stage.stop}).",
                 hint="Run greentrain schedule again for this model.",
             )
 

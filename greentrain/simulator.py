@@ -2,9 +2,10 @@
 
 Every device executes its list in order. A send is handed to the network and does not wait; a message
 occupies the sender's way out and then, from its first byte on, the receiver's way in for bytes / bandwidth
-each, or the shared medium once, and arrives one latency later. Ways serve first come, first served; both
-directions of a port go on at once. A receive waits for its message; a gradient sum waits for the whole
-group and occupies its ports or the medium.
+each, or the shared medium once, and arrives one latency later. A way serves the messages between different
+pairs of devices in turn; both directions of a port go on at once. A receive waits for its message; a gradient
+sum waits for the whole group and occupies its ports or the medium, as do the rings of a group that shares
+work inside a sample, whose passes begin and end together.
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ from typing import NamedTuple, cast
 
 from greentrain.actions import Action, lower
 from greentrain.cluster import Cluster
-from greentrain.cost import CostTables, Traffic, estimate, stage_traffic
+from greentrain.cost import (
+    CostTables,
+    StagePrice,
+    Traffic,
+    device_compute_s,
+    estimate,
+    stage_price,
+    stage_traffic,
+    weight_part,
+)
 from greentrain.errors import UsageError
 from greentrain.ledger import ACTION_CAUSES, LedgerRow, totals_j
 from greentrain.objective import Problem
-from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_port_s, gradient_sum_s
+from greentrain.parallel.data import gradient_sum_bytes, gradient_sum_s
 from greentrain.parallel.rows import row_parts
+from greentrain.parallel.tensor_sequence import ring_loads_s
 from greentrain.plan import Estimate, Plan
 
 __all__ = ["simulate", "to_estimate"]
@@ -72,6 +83,8 @@ def to_estimate(rows: Sequence[LedgerRow], plan: Plan, problem: Problem) -> Esti
 
 
 _Key = tuple[str, str, int, str, int]
+# Stage, kind and micro-batch of an action of a whole group.
+_Group = tuple[int, str, int]
 
 
 class _Message(NamedTuple):
@@ -134,10 +147,14 @@ class _Network:
 
     def begin_sum(self, devices: Sequence[str], param_bytes: int, start_s: float) -> float:
         """Occupy the group's ports or media; returns the sum's seconds."""
-        air_s = gradient_sum_air_s(self.cluster, devices, param_bytes)
-        for way in self._ways(devices):
-            self._free_s[way] = start_s + (air_s or gradient_sum_port_s(self.cluster, devices, param_bytes))
+        self.occupy(devices, gradient_sum_bytes(len(devices), param_bytes), start_s)
         return gradient_sum_s(self.cluster, devices, param_bytes)
+
+    def occupy(self, devices: Sequence[str], part_bytes: float, start_s: float) -> None:
+        """Send so many bytes from each device of a group to the next one."""
+        port_s, air_s = ring_loads_s(self.cluster, devices, part_bytes)
+        for way in self._ways(devices):
+            self._free_s[way] = max(start_s, self._free_s[way]) + port_s + air_s
 
     def _ways(self, devices: Sequence[str]) -> set[str]:
         links = [self.cluster.link(src, dst) for src in devices for dst in devices if src != dst]
@@ -157,8 +174,10 @@ class _Clock:
     _next: dict[str, int] = field(init=False)
     _tables: CostTables = field(init=False)
     _network: _Network = field(init=False)
-    _at_sum: defaultdict[int, dict[str, float]] = field(init=False)
-    _sums: dict[int, tuple[float, float]] = field(init=False)
+    _prices: list[StagePrice] = field(init=False)
+    # What whole groups do: who has come by when, and once it has begun, its start and its seconds.
+    _gathering: defaultdict[_Group, dict[str, float]] = field(init=False)
+    _together: dict[_Group, tuple[float, float]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.now_s = dict.fromkeys(self.actions, 0.0)
@@ -166,8 +185,9 @@ class _Clock:
         self._next = dict.fromkeys(self.actions, 0)
         self._tables = CostTables(self.problem)
         self._network = _Network(self.problem.cluster)
-        self._at_sum = defaultdict(dict)
-        self._sums = {}
+        self._prices = [stage_price(stage, self._tables, self.plan.micro_batch) for stage in self.plan.stages]
+        self._gathering = defaultdict(dict)
+        self._together = {}
 
     def run(self) -> None:
         """Always do what can begin first, so that messages queue in the order of time."""
@@ -195,43 +215,61 @@ class _Clock:
         if action.kind in ("RF", "RB"):
             arrival_s = self._network.arrival_s.get(_message(cast("str", action.peer), device, action))
             return None if arrival_s is None else max(now_s, arrival_s)
-        if action.kind == "AR":
-            return self._sum_ready_s(action, now_s)
-        return now_s
+        return self._group_ready_s(action, now_s) if self._is_of_group(action) else now_s
 
-    def _sum_ready_s(self, action: Action, now_s: float) -> float | None:
-        if action.stage in self._sums:
-            return self._sums[action.stage][0]
-        waiting = self._at_sum[action.stage]
-        waiting[action.device] = now_s
-        group = self.plan.stages[action.stage].devices
-        return self._network.sum_start_s(group, max(waiting.values())) if len(waiting) == len(group) else None
+    def _is_of_group(self, action: Action) -> bool:
+        """Whether all devices of the stage do it together."""
+        inside = action.kind in ("F", "B") and self.plan.stages[action.stage].sharing != "samples"
+        return action.kind == "AR" or inside
+
+    def _group_ready_s(self, action: Action, now_s: float) -> float | None:
+        group = (action.stage, action.kind, action.micro_batch)
+        if group in self._together:
+            return self._together[group][0]
+        come = self._gathering[group]
+        come[action.device] = now_s
+        devices = self.plan.stages[action.stage].devices
+        if len(come) < len(devices):
+            return None
+        start_s = max(come.values())
+        return self._network.sum_start_s(devices, start_s) if action.kind == "AR" else start_s
 
     def _execute(self, device: str, start_s: float) -> None:
         action = self.actions[device][self._next[device]]
         self._next[device] += 1
-        duration_s = 0.0
+        duration_s = own_s = 0.0
         if action.kind in ("SF", "SB"):
             self._network.send(action, start_s)
-        elif action.kind == "AR":
-            stage = self.plan.stages[action.stage]
-            if action.stage not in self._sums:
-                duration_s = self._network.begin_sum(stage.devices, stage.param_bytes, start_s)
-                self._sums[action.stage] = (start_s, duration_s)
-            duration_s = self._sums[action.stage][1]
+        elif self._is_of_group(action):
+            duration_s = self._group_s(action, start_s)
+            own_s = duration_s if action.kind == "AR" else self._compute_s(action)
         elif action.kind in ("F", "B", "U"):
-            duration_s = self._compute_s(action)
-        self.done[device].append((action, start_s, duration_s))
+            duration_s = own_s = self._compute_s(action)
+        self.done[device].append((action, start_s, own_s))
         self.now_s[device] = start_s + duration_s
 
+    def _group_s(self, action: Action, start_s: float) -> float:
+        """Seconds of what a group does together; the first of its devices starts it."""
+        group = (action.stage, action.kind, action.micro_batch)
+        if group not in self._together:
+            stage, price = self.plan.stages[action.stage], self._prices[action.stage]
+            if action.kind == "AR":
+                duration_s = self._network.begin_sum(stage.devices, action.bytes, start_s)
+            else:
+                duration_s = price.forward_s if action.kind == "F" else price.backward_s
+                self._network.occupy(stage.devices, action.bytes, start_s)
+            self._together[group] = (start_s, duration_s)
+        return self._together[group][1]
+
     def _compute_s(self, action: Action) -> float:
+        """Seconds in which the device itself computes."""
         stage = self.plan.stages[action.stage]
-        device = self.problem.cluster.device(action.device)
-        point = stage.points[stage.devices.index(action.device)]
+        position = stage.devices.index(action.device)
         if action.kind == "U":
-            return self._tables.update_s(device, point, stage.start, stage.stop)
-        rows = action.last_row - action.first_row
-        forward_s, backward_s = self._tables.compute_s(device, point, stage.start, stage.stop, rows)
+            device = self.problem.cluster.device(action.device)
+            whole_s = self._tables.update_s(device, stage.points[position], stage.start, stage.stop)
+            return whole_s * weight_part(stage, position)
+        forward_s, backward_s = device_compute_s(stage, position, self._tables, self.plan.micro_batch)
         return forward_s if action.kind == "F" else backward_s
 
 

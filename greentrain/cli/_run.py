@@ -65,6 +65,9 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
         RunError: A worker failed; the ledger so far and a summary with its status are written.
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the same is written.
     """
+    from greentrain.runtime.launch import check_runnable
+
+    check_runnable(plan)
     file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
     entries = [runnable_entry(file, device) for device in plan.devices]
     _check_network(entries)

@@ -15,7 +15,6 @@ __all__ = [
     "equal_shares",
     "gradient_sum_air_s",
     "gradient_sum_bytes",
-    "gradient_sum_port_s",
     "gradient_sum_s",
     "slowest_link",
 ]
@@ -61,14 +60,6 @@ def gradient_sum_air_s(cluster: Cluster, devices: Sequence[str], param_bytes: in
         return 0.0
     bandwidth, _, shared = slowest_link(cluster, devices)
     return gradient_sum_bytes(group_n, param_bytes) * group_n / bandwidth if shared else 0.0
-
-
-def gradient_sum_port_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:
-    """Seconds for which the ring AllReduce occupies each member's port on a switched network."""
-    if len(devices) == 1 or param_bytes == 0:
-        return 0.0
-    bandwidth, _, shared = slowest_link(cluster, devices)
-    return 0.0 if shared else gradient_sum_bytes(len(devices), param_bytes) / bandwidth
 
 
 def equal_shares(rows: int, devices_n: int) -> tuple[int, ...]:

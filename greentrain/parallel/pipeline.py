@@ -29,13 +29,15 @@ from typing import NamedTuple
 import numpy as np
 
 from greentrain.cluster import Cluster
-from greentrain.plan import row_ranges
+from greentrain.plan import Sharing, Slice, common_bytes, slices
 
 __all__ = [
     "DOMINANCE_FIELDS",
+    "Held",
     "Pipe",
     "Step",
     "Transfer",
+    "held",
     "largest",
     "last_stage",
     "prepended",
@@ -54,6 +56,8 @@ class Step(NamedTuple):
         sum_s: Gradient sum per round.
         update_s: Optimizer update per round.
         air_s: Seconds for which the gradient sum occupies a shared medium.
+        ring_port_s: Seconds for which the group's rings occupy each port, per micro-batch.
+        ring_air_s: Seconds for which they occupy a shared medium, per micro-batch.
     """
 
     forward_s: float
@@ -62,6 +66,8 @@ class Step(NamedTuple):
     sum_s: float = 0.0
     update_s: float = 0.0
     air_s: float = 0.0
+    ring_port_s: float = 0.0
+    ring_air_s: float = 0.0
 
 
 class Transfer(NamedTuple):
@@ -110,9 +116,9 @@ class Pipe(NamedTuple):
         beyond_s: The same down to the last stage.
         last_s: Entry of the last micro-batch to the last update.
         tail_s: The first stage's gradient sum and update.
-        out_s: Activations through the first stage's way out, per micro-batch.
-        in_s: Gradients through its way in, per micro-batch.
-        air_s: Transfers of a micro-batch through the shared medium, over all cuts.
+        out_s: Activations (and its own rings) through the first stage's way out, per micro-batch.
+        in_s: Gradients (and its own rings) through its way in, per micro-batch.
+        air_s: All that a micro-batch sends through the shared medium.
         sums_air_s: Gradient sums through the shared medium, over all stages.
     """
 
@@ -143,8 +149,8 @@ def last_stage(step: Step, micro_batches_n: int) -> Pipe:
     none_s = 0.0 * aligned_s
     return Pipe(
         stages_n=1, aligned_s=aligned_s, round_s=aligned_s + tail_s, both_s=step.both_s, middle_s=none_s,
-        beyond_s=none_s, last_s=step.both_s + tail_s, tail_s=tail_s, out_s=none_s, in_s=none_s, air_s=none_s,
-        sums_air_s=none_s + step.air_s,
+        beyond_s=none_s, last_s=step.both_s + tail_s, tail_s=tail_s, out_s=none_s + step.ring_port_s,
+        in_s=none_s + step.ring_port_s, air_s=none_s + step.ring_air_s, sums_air_s=none_s + step.air_s,
     )  # fmt: skip
 
 
@@ -209,9 +215,9 @@ def prepended(head: Step, link: Transfer, pipe: Pipe, micro_batches_n: int) -> P
         beyond_s=there_s + pipe.beyond_s,
         last_s=largest(turn.near_s + (k_r - 1) * turn.drain_s + tail_s, turn.down_s + pipe.last_s),
         tail_s=tail_s,
-        out_s=link.left_out_s,
-        in_s=link.left_in_s,
-        air_s=link.down_air_s + link.up_air_s + pipe.air_s,
+        out_s=link.left_out_s + head.ring_port_s,
+        in_s=link.left_in_s + head.ring_port_s,
+        air_s=link.down_air_s + link.up_air_s + head.ring_air_s + pipe.air_s,
         sums_air_s=sums_air_s,
     )
 
@@ -221,7 +227,7 @@ def _aligned_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> f
     n = pipe.stages_n
     k_h, k_r, k_2 = _in_flight(n + 1, m), _in_flight(n, m), _in_flight(min(n, 2), m)
     turns_n, rest_n = divmod(m - k_r, k_h - k_r + 1)
-    wire_s = largest(link.down_s, link.up_s)
+    wire_s = largest(link.down_s, link.up_s, link.left_out_s + head.ring_port_s, link.left_in_s + head.ring_port_s)
     in_s, out_s = link.right_in_s + pipe.in_s, link.right_out_s + pipe.out_s
     air_s = link.down_air_s + link.up_air_s + pipe.air_s
     # Gradients from behind pass r's port before its K-th activations, activations after its K-th last gradients.
@@ -231,7 +237,8 @@ def _aligned_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> f
     return largest(
         m * head.both_s,
         turn.down_s + pipe.aligned_s + turn.up_s,
-        head.forward_s + head.backward_s + m * air_s,
+        # The head's own passes include its rings once.
+        head.forward_s + head.backward_s + m * air_s + (m - 1) * head.ring_air_s,
         turn.trip_s + (k_h - 1) * largest(turn.fill_s, turn.drain_s) + (m - k_h) * largest(wire_s, head.both_s),
         turn.trip_s + (k_r - 1) * largest(link.right_in_s, pipe.in_s) + (m - k_r) * in_s,
         turn.trip_s + (k_r - 1) * largest(link.right_out_s, pipe.out_s) + (m - k_r) * out_s,
@@ -282,55 +289,62 @@ def round_s(stages: Sequence[Step], transfers: Sequence[Transfer], micro_batches
     return pipe.round_s
 
 
-def transfer(
-    cluster: Cluster,
-    before: Sequence[str],
-    after: Sequence[str],
-    *,
-    rows_before: Sequence[int],
-    rows_after: Sequence[int],
-    activation_bytes: int,
-    gradient_bytes: int,
-) -> Transfer:
-    """The transfer of one micro-batch between two groups, each pair moving just the rows both hold.
+class Held(NamedTuple):
+    """A group at a cut: who hands over what, and who takes what.
+
+    Attributes:
+        devices: The group.
+        sends: What each hands over.
+        takes: What each needs.
+    """
+
+    devices: Sequence[str]
+    sends: Sequence[Slice]
+    takes: Sequence[Slice]
+
+
+def held(devices: Sequence[str], sharing: Sharing, shares: Sequence[int], micro_batch: int) -> Held:
+    """A group and its slices of a micro-batch."""
+    return Held(
+        devices,
+        slices(sharing, shares, micro_batch, sends=True),
+        slices(sharing, shares, micro_batch, sends=False),
+    )
+
+
+def transfer(cluster: Cluster, before: Held, after: Held, *, activation_bytes: int, gradient_bytes: int) -> Transfer:
+    """The transfer of one micro-batch between two groups, each pair moving just what both hold.
 
     A switched network moves the messages of different devices at once, so the busiest way out or in
     decides; on a shared medium all messages follow one another.
     """
-    left_out_s, right_in_s, forward_air_s, forward_s = _loads(
-        cluster, before, after, rows_before, rows_after, activation_bytes
-    )
-    right_out_s, left_in_s, backward_air_s, backward_s = _loads(
-        cluster, after, before, rows_after, rows_before, gradient_bytes
-    )
+    left_out_s, right_in_s, down_air_s, forward_latency_s = _loads(cluster, before, after, activation_bytes)
+    right_out_s, left_in_s, up_air_s, backward_latency_s = _loads(cluster, after, before, gradient_bytes)
     return Transfer(
-        left_out_s, right_in_s, right_out_s, left_in_s, forward_s, backward_s, forward_air_s, backward_air_s
-    )
+        left_out_s=left_out_s, right_in_s=right_in_s, right_out_s=right_out_s, left_in_s=left_in_s,
+        forward_latency_s=forward_latency_s, backward_latency_s=backward_latency_s,
+        down_air_s=down_air_s, up_air_s=up_air_s,
+    )  # fmt: skip
 
 
-def _loads(
-    cluster: Cluster,
-    senders: Sequence[str],
-    receivers: Sequence[str],
-    sent_rows: Sequence[int],
-    received_rows: Sequence[int],
-    bytes_per_row: int,
-) -> tuple[float, float, float, float]:
+def _loads(cluster: Cluster, senders: Held, receivers: Held, row_bytes: int) -> tuple[float, float, float, float]:
     """Seconds of the busiest way out, of the busiest way in and of the medium, and the largest latency."""
-    if bytes_per_row == 0:
+    if row_bytes == 0:
         return 0.0, 0.0, 0.0, 0.0  # Without anything trainable before the cut no gradient goes back.
-    ways_s: defaultdict[tuple[str, str], float] = defaultdict(float)
-    latency_s = 0.0
-    for src, (src_start, src_stop) in zip(senders, row_ranges(sent_rows), strict=True):
-        for dst, (dst_start, dst_stop) in zip(receivers, row_ranges(received_rows), strict=True):
-            rows = min(src_stop, dst_stop) - max(src_start, dst_start)
-            if rows <= 0:
+    out_s: defaultdict[str, float] = defaultdict(float)
+    in_s: defaultdict[str, float] = defaultdict(float)
+    air_s = latency_s = 0.0
+    for src, sent in zip(senders.devices, senders.sends, strict=True):
+        for dst, taken in zip(receivers.devices, receivers.takes, strict=True):
+            size = common_bytes(sent, taken, row_bytes)
+            if size == 0:
                 continue
             link = cluster.link(src, dst)
+            transfer_s = size / cluster.bandwidth_bytes_per_s(link)
             latency_s = max(latency_s, link.latency_s)
-            for way in (("air", ""),) if link.medium is not None else (("out", src), ("in", dst)):
-                ways_s[way] += rows * bytes_per_row / cluster.bandwidth_bytes_per_s(link)
-    air_s = ways_s["air", ""]
-    out_s = max((seconds for (kind, _), seconds in ways_s.items() if kind == "out"), default=0.0)
-    in_s = max((seconds for (kind, _), seconds in ways_s.items() if kind == "in"), default=0.0)
-    return out_s, in_s, air_s, latency_s
+            if link.medium is not None:
+                air_s += transfer_s
+            else:
+                out_s[src] += transfer_s
+                in_s[dst] += transfer_s
+    return max(out_s.values(), default=0.0), max(in_s.values(), default=0.0), air_s, latency_s

@@ -29,10 +29,14 @@ class RowPart(NamedTuple):
 def row_parts(action: Action, group_n: int) -> tuple[RowPart, ...]:
     """The rows of an action of a device in a group of ``group_n``.
 
-    A receive waits for its message; a gradient sum waits for the group and moves the bytes of a ring.
+    A receive waits for its message; a gradient sum waits for the group and moves the bytes of a ring, as does a
+    pass of a group that shares work inside a sample.
     """
     if action.kind in _COMPUTE:
-        return (RowPart(_COMPUTE[action.kind], 0, True),)
+        computed = RowPart(_COMPUTE[action.kind], 0, True)
+        if action.bytes == 0:
+            return (computed,)
+        return (computed, RowPart("send", action.bytes, False), RowPart("receive", action.bytes, False))
     if action.kind == "AR":
         moved = round(gradient_sum_bytes(group_n, action.bytes))
         return (RowPart("sum", 0, True), RowPart("send", moved, False), RowPart("receive", moved, False))

@@ -10,7 +10,7 @@ import msgspec
 from greentrain.cost import CostTables, estimate
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
-from greentrain.plan import Certificate, Estimate, Plan, Stage, in_flight_limit
+from greentrain.plan import Certificate, Estimate, Plan, Sharing, Stage, in_flight_limit, ring_bytes
 
 __all__ = ["Part", "assemble", "best_of", "certified", "lower_bound", "objective_value"]
 
@@ -23,26 +23,30 @@ class Part(NamedTuple):
     devices: tuple[str, ...]
     shares: tuple[int, ...]
     points: tuple[str, ...]
+    sharing: Sharing = "samples"
 
 
 def assemble(problem: Problem, planner: str, micro_batch: int, parts: Sequence[Part], tables: CostTables) -> Plan:
-    """Make a priced plan of sample-sharing stages."""
+    """Make a priced plan of stages."""
     layers = problem.model.layers
     stages: list[Stage] = []
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
+        ring_forward_bytes, ring_backward_bytes = ring_bytes(part.sharing, layers[part.start : part.stop])
         stages.append(
             Stage(
                 start=part.start,
                 stop=part.stop,
                 devices=part.devices,
-                sharing="samples",
+                sharing=part.sharing,
                 shares=part.shares,
                 points=part.points,
                 in_flight=in_flight_limit(len(parts), index, problem.batch // micro_batch),
                 param_bytes=sum(layer.param_bytes for layer in layers[part.start : part.stop]),
                 output_bytes=0 if last else layers[part.stop - 1].activation_bytes,
                 gradient_bytes=0 if last else layers[part.stop - 1].gradient_bytes,
+                ring_forward_bytes=ring_forward_bytes,
+                ring_backward_bytes=ring_backward_bytes,
             )
         )
     plan = Plan(

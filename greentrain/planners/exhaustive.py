@@ -301,7 +301,7 @@ class _Search:
         problem = self.problem
         devices = [problem.cluster.devices[index] for index in group]
         names = tuple(device.id for device in devices)
-        limits = [most_rows(device, start, stop, in_flight, problem) for device in devices]
+        limits = [most_rows(device, start, stop, in_flight, problem, group_n=len(group)) for device in devices]
         shares_NG = _compositions(self.micro_batch, limits)
         if len(shares_NG) == 0:
             return

@@ -24,6 +24,7 @@ from greentrain.power import Source
 from greentrain.reading import EnergyRecorder
 from greentrain.runtime.executor import Executor, TimedAction
 from greentrain.runtime.group import Hello, RunGroup, join, plain
+from greentrain.runtime.launch import check_runnable
 from greentrain.runtime.messages import Progress, RankResult, rank_ledger_path
 from greentrain.training_data import TrainingData
 from greentrain.workloads.workload import Tensors, Workload, block_outputs, structure_sha256
@@ -120,6 +121,7 @@ def train(
         UsageError: The ranks disagree on plan, model, data or seed, or the data set is smaller than a batch.
         RunError: A peer is gone or silent, the loss is no number, or the ledger cannot be written.
     """
+    check_runnable(job.plan)
     rounds_per_epoch = len(job.data.train_targets) // job.plan.batch
     if rounds_per_epoch == 0:
         raise UsageError(

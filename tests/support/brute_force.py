@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 
 from problems import plan_of
 
 from greentrain.cost import estimate
 from greentrain.objective import Problem
-from greentrain.plan import Estimate, Plan
+from greentrain.plan import Estimate, Plan, Sharing, allowed, shares_total
 from greentrain.planners.candidate import Part
 
 
@@ -34,29 +34,34 @@ def ordered_groups(devices: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
                 yield (group, *rest)
 
 
-def all_plans(problem: Problem) -> Iterator[Plan]:
-    """Every sample-sharing plan: groups, cuts, micro-batch sizes, shares and operating points."""
+def all_plans(problem: Problem, *, sharings: Sequence[Sharing] = ("samples", "tensor_sequence")) -> Iterator[Plan]:
+    """Every plan: groups, cuts, micro-batch sizes, ways to share, shares and operating points."""
     names = tuple(device.id for device in problem.cluster.devices)
     for groups in ordered_groups(names):
         for sizes in compositions(len(problem.model.layers), len(groups)) if groups else ():
             stops = tuple(itertools.accumulate(sizes))
             for micro_batch in problem.micro_batches:
-                choices = [_stage_choices(problem, group, micro_batch) for group in groups]
-                for chosen in itertools.product(*choices):
-                    parts = [
-                        Part(stop - size, stop, group, shares, points)
-                        for size, stop, group, (shares, points) in zip(sizes, stops, groups, chosen, strict=True)
-                    ]
-                    yield plan_of(problem, micro_batch, parts)
+                choices = [
+                    list(_stage_parts(problem, stop - size, stop, group, micro_batch, sharings))
+                    for size, stop, group in zip(sizes, stops, groups, strict=True)
+                ]
+                for parts in itertools.product(*choices):
+                    plan = plan_of(problem, micro_batch, parts)
+                    if allowed(plan, problem):
+                        yield plan
 
 
-def _stage_choices(
-    problem: Problem, group: tuple[str, ...], micro_batch: int
-) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+def _stage_parts(
+    problem: Problem, start: int, stop: int, group: tuple[str, ...], micro_batch: int, sharings: Sequence[Sharing]
+) -> Iterator[Part]:
     points = [[point.name for point in problem.cluster.device(name).points] for name in group]
-    return [
-        (shares, chosen) for shares in compositions(micro_batch, len(group)) for chosen in itertools.product(*points)
-    ]
+    for sharing in sharings:
+        whole = shares_total(sharing, problem.model.layers[start:stop], micro_batch)
+        if whole < len(group) or (sharing != "samples" and len(group) == 1):
+            continue
+        for shares in compositions(whole, len(group)):
+            for chosen in itertools.product(*points):
+                yield Part(start, stop, group, shares, chosen, sharing)
 
 
 def best_value(problem: Problem, plans: list[Plan]) -> float:

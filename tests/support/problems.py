@@ -11,7 +11,7 @@ import msgspec
 from greentrain.cluster import Cluster, Link, Medium
 from greentrain.device import Device, OperatingPoint, Provenance
 from greentrain.objective import Objective, Problem
-from greentrain.plan import Plan, Stage, in_flight_limit
+from greentrain.plan import Plan, Sharing, Stage, in_flight_limit, ring_bytes, shares_total
 from greentrain.planners.candidate import Part
 from greentrain.power import PowerModel, physical_curve
 from greentrain.profile import LayerProfile, LayerTimes, ModelProfile
@@ -141,6 +141,15 @@ def with_random_network(problem: Problem, rng: random.Random) -> Problem:
     )
 
 
+def with_heads(problem: Problem, *, heads: int = 4, sequence: int = 12, plain_layers: int = 0) -> Problem:
+    """The same problem with layers that can be shared inside a sample, but for some at the beginning."""
+    layers = tuple(
+        msgspec.structs.replace(layer, heads=heads, sequence=sequence) if index >= plain_layers else layer
+        for index, layer in enumerate(problem.model.layers)
+    )
+    return msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=layers))
+
+
 def with_slow_updates(problem: Problem, rng: random.Random) -> Problem:
     """Optimizer steps that differ much by layer, so that the tails of the stages matter."""
     times = (
@@ -150,8 +159,10 @@ def with_slow_updates(problem: Problem, rng: random.Random) -> Problem:
     return msgspec.structs.replace(problem, model=problem.model.with_times(times))
 
 
-def random_plan(problem: Problem, rng: random.Random, *, largest_group: int = 3) -> Plan:
-    """Some valid plan: random devices, groups, cuts, shares, points and micro-batch size, unpriced."""
+def random_plan(
+    problem: Problem, rng: random.Random, *, largest_group: int = 3, sharings: Sequence[Sharing] = ("samples",)
+) -> Plan:
+    """Some valid plan: random devices, groups, cuts, ways to share, shares, points and micro-batch size, unpriced."""
     micro_batch = rng.choice(problem.micro_batches)
     names = [device.id for device in problem.cluster.devices]
     rng.shuffle(names)
@@ -162,10 +173,16 @@ def random_plan(problem: Problem, rng: random.Random, *, largest_group: int = 3)
         names = names[size:]
     cuts = random_parts(len(problem.model.layers), len(groups), rng)
     parts: list[Part] = []
-    for group, layers in zip(groups, cuts, strict=True):
+    for group, layers_n in zip(groups, cuts, strict=True):
         start = parts[-1].stop if parts else 0
+        layers = problem.model.layers[start : start + layers_n]
         points = tuple(rng.choice(problem.cluster.device(name).points).name for name in group)
-        parts.append(Part(start, start + layers, group, random_parts(micro_batch, len(group), rng), points))
+        possible: list[Sharing] = [way for way in sharings if shares_total(way, layers, micro_batch) >= len(group)]
+        if len(group) == 1 or not possible:
+            possible = ["samples"]
+        sharing = rng.choice(possible)
+        shares = random_parts(shares_total(sharing, layers, micro_batch), len(group), rng)
+        parts.append(Part(start, start + layers_n, group, shares, points, sharing))
     return plan_of(problem, micro_batch, parts)
 
 
@@ -181,18 +198,21 @@ def plan_of(problem: Problem, micro_batch: int, parts: Sequence[Part]) -> Plan:
     for index, part in enumerate(parts):
         layers = problem.model.layers[part.start : part.stop]
         last = index == len(parts) - 1
+        ring_forward_bytes, ring_backward_bytes = ring_bytes(part.sharing, layers)
         stages.append(
             Stage(
                 start=part.start,
                 stop=part.stop,
                 devices=part.devices,
-                sharing="samples",
+                sharing=part.sharing,
                 shares=part.shares,
                 points=part.points,
                 in_flight=in_flight_limit(len(parts), index, problem.batch // micro_batch),
                 param_bytes=sum(layer.param_bytes for layer in layers),
                 output_bytes=0 if last else layers[-1].activation_bytes,
                 gradient_bytes=0 if last else layers[-1].gradient_bytes,
+                ring_forward_bytes=ring_forward_bytes,
+                ring_backward_bytes=ring_backward_bytes,
             )
         )
     return Plan(

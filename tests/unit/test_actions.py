@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, defaultdict
 from typing import get_args
@@ -8,11 +9,11 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import make_problem, plan_of, random_parts, random_plan
+from problems import make_problem, plan_of, random_parts, random_plan, with_heads
 
 from greentrain.actions import Action, ActionKind, format_actions, lower, parse_actions, validate
-from greentrain.errors import NotSupportedError, UsageError
-from greentrain.plan import Plan
+from greentrain.errors import UsageError
+from greentrain.plan import Plan, Sharing
 from greentrain.planners.candidate import Part
 
 PROBLEM = make_problem(5, devices=4, layers=4, batch=24, micro_batches=(3, 4, 6))
@@ -174,8 +175,40 @@ def test_validate_names_the_missing_half(change: dict[str, int]) -> None:
         validate(lists)
 
 
-def test_other_sharing_is_refused() -> None:
-    plan = _pipeline()
-    stages = (msgspec.structs.replace(plan.stages[0], sharing="tensor_sequence"), plan.stages[1])
-    with pytest.raises(NotSupportedError, match="stage 0 shares 'tensor_sequence'"):
-        lower(msgspec.structs.replace(plan, stages=stages))
+@pytest.mark.parametrize("sharing", ["tensor_sequence", "tensor", "sequence"])
+def test_groups_that_share_inside_a_sample(sharing: Sharing) -> None:
+    problem = with_heads(make_problem(5, devices=3, layers=2, batch=8, micro_batches=(4,)), heads=4, sequence=4)
+    parts = [Part(0, 1, ("d0",), (4,), ("p0",)), Part(1, 2, ("d1", "d2"), (3, 1), ("p0", "p0"), sharing)]
+    plan = plan_of(problem, 4, parts)
+    lists = lower(plan)
+    validate(lists)
+    sent = [action.bytes for action in lists["d0"] if action.kind == "SF" and action.micro_batch == 0]
+    size = problem.model.layers[0].activation_bytes * 4
+    # After Megatron's AllReduce everybody needs everything; tokens are needed where they are worked on.
+    assert sent == ([size, size] if sharing == "tensor" else [pytest.approx(0.75 * size, abs=4), size - sent[0]])
+    back = [action.bytes for action in lists["d0"] if action.kind == "RB" and action.micro_batch == 0]
+    assert sum(back) == size
+    ring = problem.model.layers[1].activation_bytes * 4 // 2
+    passes = {action.kind: action.bytes for action in lists["d1"] if action.kind in ("F", "B")}
+    assert passes == {"F": (2 if sharing == "sequence" else 4) * ring, "B": 4 * ring}
+    assert any(action.kind == "AR" for action in lists["d1"]) == (sharing == "sequence")
+    for listed in lists.values():
+        assert parse_actions(format_actions(listed)) == listed
+
+
+def test_random_ways_to_share_can_be_executed() -> None:
+    problem = with_heads(PROBLEM, heads=4, sequence=12, plain_layers=1)
+    rng = random.Random(12)
+    seen: set[str] = set()
+    for _ in range(80):
+        plan = random_plan(problem, rng, sharings=get_args(Sharing))
+        seen |= {stage.sharing for stage in plan.stages}
+        lists = lower(plan)
+        validate(lists)
+        for first, second in itertools.pairwise(plan.stages):
+            arrived = sum(
+                a.bytes for name in second.devices for a in lists[name] if a.kind == "RF" and not a.micro_batch
+            )
+            copies = len(second.devices) if second.sharing == "tensor" else 1
+            assert arrived == copies * plan.micro_batch * first.output_bytes
+    assert seen == set(get_args(Sharing))

@@ -105,7 +105,10 @@ def miss_deadline(plan: Plan) -> None:
         (change_stage(output_bytes=1), "bad.json: stage 0 states ("),
         (change_stage(start=1), "bad.json: stage 0 starts at layer 1, expected 0."),
         (change_stage(shares=[7]), "bad.json: stage 0: shares (7,) do not add up to the micro-batch 8."),
-        (change_stage(sharing="tensor_sequence"), "bad.json: stage 0 shares 'tensor_sequence', this version"),
+        (
+            change_stage(sharing="tensor_sequence"),
+            "bad.json: field stages[0]: one device cannot share 'tensor_sequence'.",
+        ),
         (cut_short, "bad.json: stages end at layer "),
         (use_twice, "bad.json: device used twice"),
         (count_unknown, "bad.json: unknown device 'z'."),

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from problems import make_problem, plan_of, random_plan, with_random_network
 
 from greentrain.cluster import Link, Medium
-from greentrain.cost import CostTables, estimate, memory_bytes, most_rows, stage_traffic
+from greentrain.cost import CostTables, boundary_transfer, estimate, memory_bytes, most_rows, stage_traffic
 from greentrain.objective import Objective, Problem
 from greentrain.parallel.data import (
     allocate_shares,
     gradient_sum_air_s,
     gradient_sum_bytes,
-    gradient_sum_port_s,
     gradient_sum_s,
 )
 from greentrain.parallel.pipeline import (
@@ -27,7 +26,6 @@ from greentrain.parallel.pipeline import (
     last_stage,
     prepended,
     round_s,
-    transfer,
 )
 from greentrain.planners.candidate import Part
 from greentrain.profile import interpolate_batch_s
@@ -218,34 +216,31 @@ def test_gradient_sum_by_hand() -> None:
     )
     assert gradient_sum_s(air, ("d0", "d1", "d2"), 3_000_000) == pytest.approx(3 * 8.0 + 4 * 0.01)
     assert gradient_sum_air_s(air, ("d0", "d1", "d2"), 3_000_000) == pytest.approx(3 * 8.0)
-    assert gradient_sum_port_s(air, ("d0", "d1", "d2"), 3_000_000) == 0
     assert gradient_sum_air_s(cluster, ("d0", "d1", "d2"), 3_000_000) == 0
-    assert gradient_sum_port_s(cluster, ("d0", "d1", "d2"), 3_000_000) == pytest.approx(4.0)
 
 
 def test_transfers_by_hand() -> None:
     problem = _problem(2)
     wire = Link(src="*", dst="*", bandwidth_bytes_per_s=1e6, latency_s=0.01)
     cluster = msgspec.structs.replace(problem.cluster, default_link=wire, links=())
-    sizes = {"activation_bytes": 1000, "gradient_bytes": 500}
-    found = transfer(cluster, ("d0", "d1"), ("d2",), rows_before=(3, 1), rows_after=(4,), **sizes)
+    layer = msgspec.structs.replace(problem.model.layers[0], activation_bytes=1000, gradient_bytes=500)
+    found = boundary_transfer(cluster, ("d0", "d1"), ("d2",), rows_before=(3, 1), rows_after=(4,), layer=layer)
     assert found == pytest.approx(Transfer(0.003, 0.004, 0.002, 0.0015, 0.01, 0.01))
     assert found.down_s == pytest.approx(0.004)
     # The pair with the slow link moves just the rows that both hold.
     slow = Link(src="d1", dst="d2", bandwidth_bytes_per_s=1e5, latency_s=0.05)
     uneven = msgspec.structs.replace(cluster, links=(slow,))
-    found = transfer(uneven, ("d0", "d1"), ("d2",), rows_before=(3, 1), rows_after=(4,), **sizes)
+    found = boundary_transfer(uneven, ("d0", "d1"), ("d2",), rows_before=(3, 1), rows_after=(4,), layer=layer)
     assert found == pytest.approx(Transfer(0.01, 0.013, 0.002, 0.0015, 0.05, 0.01))
     air = msgspec.structs.replace(
         cluster,
         default_link=msgspec.structs.replace(wire, medium="air"),
         media=(Medium(name="air", bandwidth_bytes_per_s=0.5e6),),
     )
-    found = transfer(air, ("d0",), ("d1", "d2"), rows_before=(4,), rows_after=(3, 1), **sizes)
+    found = boundary_transfer(air, ("d0",), ("d1", "d2"), rows_before=(4,), rows_after=(3, 1), layer=layer)
     assert found == pytest.approx(Transfer(0, 0, 0, 0, 0.01, 0.01, 0.008, 0.004))
-    nothing_back = transfer(
-        cluster, ("d0",), ("d1",), rows_before=(4,), rows_after=(4,), activation_bytes=1000, gradient_bytes=0
-    )
+    frozen = msgspec.structs.replace(layer, gradient_bytes=0)
+    nothing_back = boundary_transfer(cluster, ("d0",), ("d1",), rows_before=(4,), rows_after=(4,), layer=frozen)
     assert nothing_back == pytest.approx(Transfer(0.004, 0.004, forward_latency_s=0.01))
 
 
@@ -262,9 +257,30 @@ def test_most_rows_is_exactly_what_fits(seed: int, start: int, length: int, in_f
         parts.insert(0, Part(0, start, ("d1",), (4,), ("p0",)))
     stages = plan_of(problem, 4, [*parts, Part(stop, 4, ("d9",), (4,), ("p0",))] if stop < 4 else parts).stages
     stage = msgspec.structs.replace(stages[1 if start else 0], in_flight=in_flight)
-    assert memory_bytes(stage, rows + 1, problem) > memory
+
+    def needed_bytes(rows: int) -> int:
+        return memory_bytes(msgspec.structs.replace(stage, shares=(rows,)), 0, problem, rows)
+
+    assert needed_bytes(rows + 1) > memory
     if rows > 0:
-        assert memory_bytes(stage, rows, problem) <= memory
+        assert needed_bytes(rows) <= memory
+
+
+def test_a_group_needs_room_for_its_gradient_sum() -> None:
+    problem = _problem()
+    bare = tuple(
+        msgspec.structs.replace(layer, stash_bytes=0, activation_bytes=1, gradient_bytes=1)
+        for layer in problem.model.layers
+    )
+    problem = msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=bare))
+    weights = sum(layer.param_bytes for layer in bare)
+    alone, group = ((("d0",), (4,), ("p0",)), (("d0", "d1"), (3, 1), ("p0", "p0")))
+    for who, times_n in ((alone, 4), (group, 5)):
+        peak = estimate(plan_of(problem, 4, [Part(0, 4, *who)]), problem).peak_bytes["d0"]
+        assert peak == pytest.approx(times_n * weights, abs=10_000)
+    device = msgspec.structs.replace(problem.cluster.devices[0], memory_bytes=int(4.5 * weights))
+    assert most_rows(device, 0, 4, 1, problem) > 0
+    assert most_rows(device, 0, 4, 1, problem, group_n=2) == 0
 
 
 def test_layers_that_keep_nothing_fit_any_rows() -> None:

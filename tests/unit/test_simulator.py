@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 import pytest
-from problems import make_problem, plan_of, random_parts, random_plan, with_random_network
+from problems import make_problem, plan_of, random_parts, random_plan, with_heads, with_random_network
 
 from greentrain.cluster import Link, Medium
 from greentrain.cost import estimate, stage_traffic
 from greentrain.ledger import ACTION_CAUSES, LedgerRow
 from greentrain.objective import Objective, Problem
-from greentrain.plan import Estimate, Plan
+from greentrain.plan import Estimate, Plan, Sharing
 from greentrain.planners.candidate import Part
 from greentrain.simulator import simulate, to_estimate
 
@@ -184,3 +185,56 @@ def test_a_stream_of_messages_does_not_hold_up_those_of_others() -> None:
     starts_s = [row.t_start_s for row in forwards]
     assert starts_s[1] - starts_s[0] == pytest.approx(2.0, rel=0.05)
     assert starts_s[2] - starts_s[1] == pytest.approx(2.0, rel=0.05)
+
+
+def _shared_inside(count: int) -> list[tuple[Problem, Plan]]:
+    """Random plans with groups that share heads and tokens."""
+    rng = random.Random(2)
+    found: list[tuple[Problem, Plan]] = []
+    for seed in range(count):
+        problem = make_problem(seed, devices=4, layers=5, batch=rng.choice([8, 16, 32]), micro_batches=(2, 4, 8))
+        problem = msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, links=()))
+        if seed % 4 == 0:
+            problem = with_random_network(problem, rng)
+        problem = with_heads(problem, heads=6, sequence=12, plain_layers=seed % 2)
+        plan = random_plan(problem, rng, sharings=get_args(Sharing))
+        if any(stage.sharing != "samples" for stage in plan.stages):
+            found.append((problem, plan))
+    return found
+
+
+def test_formula_and_simulator_agree_on_sharing_inside_a_sample() -> None:
+    errors: list[float] = []
+    for problem, plan in _shared_inside(200):
+        price, rows = estimate(plan, problem), simulate(plan, problem)
+        errors.append(price.step_s / _end_s(rows) - 1)
+        if len(plan.stages) == 1:
+            assert errors[-1] == pytest.approx(0, abs=1e-9)
+            assert _energy_j(rows) == pytest.approx(price.round_energy_j, rel=1e-9, abs=1e-6)
+        for device, busy_s in price.busy_s.items():
+            computed = [row for row in rows if row.device == device and ACTION_CAUSES[row.action] == "compute"]
+            assert sum(row.duration_s for row in computed) == pytest.approx(busy_s)
+        for index, stage in enumerate(plan.stages):
+            for device, traffic in zip(stage.devices, stage_traffic(plan, index, problem.cluster), strict=True):
+                for action, predicted in (("send", traffic.sent_bytes), ("receive", traffic.received_bytes)):
+                    moved = sum(row.bytes for row in rows if row.device == device and row.action == action)
+                    assert moved == pytest.approx(predicted, abs=0.5)
+    absolute = sorted(abs(error) for error in errors)
+    said = f"{len(errors)} plans: mean error {sum(absolute) / len(absolute):.1%}, worst {absolute[-1]:.1%}"
+    print(said)
+    assert len(errors) > 80
+    assert sum(absolute) / len(absolute) <= 0.03, said
+
+
+def test_the_passes_of_a_group_begin_and_end_together() -> None:
+    problem = with_heads(make_problem(2, devices=2, layers=2, batch=8, micro_batches=(4,)))
+    plan = plan_of(problem, 4, [Part(0, 2, ("d0", "d1"), (1, 3), ("p0", "p0"), "tensor_sequence")])
+    rows = simulate(plan, problem)
+    begun = {
+        device: [row.t_start_s for row in rows if row.device == device and row.action in ("forward", "backward")]
+        for device in plan.devices
+    }
+    assert begun["d0"] == pytest.approx(begun["d1"])
+    # The device that is done first waits; nothing is summed.
+    assert any(row.action == "wait" for row in rows)
+    assert all(row.action != "sum" for row in rows)
