@@ -114,9 +114,12 @@ def _times_findings(times: LayerTimes) -> Iterator[Finding]:
     elif len(times.batch_B) < _LEAST_SHARES:
         sizes = ", ".join(map(str, times.batch_B))
         yield Finding("few-points", where, f"timed at batch {sizes} only; other sizes are extrapolated")
+    band_ratio = times.fit().band_ratio
+    if times.provenance.source == "measured" and band_ratio is not None and band_ratio > _WIDE_RATIO:
+        yield Finding("wide-band", where, f"± {band_ratio:.0%} of the time over the batch size")
     spread = times.provenance.spread_ratio
     if spread is not None and spread > _WIDE_SPREAD_RATIO:
-        yield Finding("wide-band", where, f"the trials scatter by {spread:.0%}")
+        yield Finding("wide-spread", where, f"the trials scatter by {spread:.0%}")
     longest_s = sum(row[-1] for row in (*times.forward_s_LB, *times.backward_s_LB))
     if not _LEAST_PASS_S < longest_s < _MOST_PASS_S:
         yield Finding(

@@ -57,11 +57,11 @@ def _stage_findings(
             band = f" ± {curve.band_w / curve.busy_w:.0%}" if curve.band_w is not None and curve.busy_w > 0 else ""
             yield Finding("predicted-point", where, f"{curve.busy_w:.3g} W{band} were not measured ({curve.fit})")
         times = problem.model.times_of(device.kind, point)
-        low, high = times.batch_B[0], times.batch_B[-1]
         timed = any(
             other.kind == device.kind and other.provenance.source == "measured" for other in problem.model.times
         )
         if times.provenance.source == "modelled" and timed:
             yield Finding("predicted-times", where, "the layer times were not measured")
-        if not low <= rows <= high:
+        if times.extrapolated(rows):
+            low, high = times.batch_B[0], times.batch_B[-1]
             yield Finding("extrapolated-batch", where, f"{rows} rows, but the layers were timed with {low} to {high}")

@@ -115,12 +115,12 @@ def _curve_cells(rows: Sequence[CurveRow]) -> list[tuple[str, ...]]:
 
 
 def _times_cells(rows: Sequence[TimesRow]) -> list[tuple[str, ...]]:
-    head = ("model", "kind", "point", "batch", "per sample", "fit", "left-out error", "spread", "source")
+    head = ("model", "kind", "point", "batch", "per sample", "±", "fit", "left-out error", "spread", "source")
     return [head] + [
         (
             row.model, row.kind, row.point, f"{row.batch_low}-{row.batch_high} ({row.batches_n})",
-            format_quantity(row.sample_s, "time"), row.fit, _percent(row.loo_ratio), _percent(row.spread_ratio),
-            row.source,
+            format_quantity(row.sample_s, "time"), _percent(row.band_ratio), row.fit, _percent(row.loo_ratio),
+            _percent(row.spread_ratio), row.source,
         )
         for row in rows
     ]  # fmt: skip

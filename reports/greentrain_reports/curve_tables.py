@@ -10,7 +10,7 @@ import msgspec
 from greentrain.device import DeviceProfile
 from greentrain.errors import UsageError
 from greentrain.power import fit_power_curve
-from greentrain.profile import LayerTimes, ModelProfile, interpolate_batch_s
+from greentrain.profile import BatchFit, LayerTimes, ModelProfile
 
 __all__ = ["CurveRow", "TimesRow", "Window", "curve_rows", "pass_s_B", "times_rows"]
 
@@ -67,8 +67,9 @@ class TimesRow(msgspec.Struct, frozen=True, kw_only=True):
         batches_n: Number of batch sizes.
         sample_s: Seconds per sample of a whole pass at the largest size.
         spread_ratio: Largest spread of the trials; None for modelled times.
-        fit: How sizes in between are priced.
-        loo_ratio: Median error of the whole pass at a size that was left out; None with fewer than three sizes.
+        fit: The fit of a whole pass over the batch size.
+        loo_ratio: Its median error at an inner size that was left out; None with fewer than three sizes.
+        band_ratio: Half-width of its 95 % band, as a ratio; None likewise.
         source: ``measured`` or ``modelled``.
     """
 
@@ -82,6 +83,7 @@ class TimesRow(msgspec.Struct, frozen=True, kw_only=True):
     spread_ratio: float | None
     fit: str
     loo_ratio: float | None
+    band_ratio: float | None
     source: str
 
 
@@ -119,22 +121,24 @@ def curve_rows(profile: DeviceProfile, windows: Mapping[str, Sequence[Window]]) 
 
 def times_rows(model: ModelProfile) -> list[TimesRow]:
     """One row per kind and point at which a model was timed."""
-    return [
-        TimesRow(
-            model=model.model,
-            kind=times.kind,
-            point=times.point,
-            batch_low=times.batch_B[0],
-            batch_high=times.batch_B[-1],
-            batches_n=len(times.batch_B),
-            sample_s=pass_s_B(times)[-1] / times.batch_B[-1],
-            spread_ratio=times.provenance.spread_ratio,
-            fit="straight lines between sizes",
-            loo_ratio=_times_loo_ratio(times),
-            source=times.provenance.source,
-        )
-        for times in model.times
-    ]
+    return [_times_row(times, times.fit()) for times in model.times]
+
+
+def _times_row(times: LayerTimes, fit: BatchFit) -> TimesRow:
+    return TimesRow(
+        model=times.model,
+        kind=times.kind,
+        point=times.point,
+        batch_low=times.batch_B[0],
+        batch_high=times.batch_B[-1],
+        batches_n=len(times.batch_B),
+        sample_s=pass_s_B(times)[-1] / times.batch_B[-1],
+        spread_ratio=times.provenance.spread_ratio,
+        fit=fit.name,
+        loo_ratio=fit.loo_ratio,
+        band_ratio=fit.band_ratio,
+        source=times.provenance.source,
+    )
 
 
 def pass_s_B(times: LayerTimes) -> tuple[float, ...]:
@@ -171,19 +175,3 @@ def _by_share(windows: Sequence[Window]) -> list[list[Window]]:
         else:
             groups.append([window])
     return groups
-
-
-def _times_loo_ratio(times: LayerTimes) -> float | None:
-    batch_B, time_s_B = times.batch_B, pass_s_B(times)
-    errors = [
-        abs(
-            interpolate_batch_s(
-                (*batch_B[:index], *batch_B[index + 1 :]), (*time_s_B[:index], *time_s_B[index + 1 :]), batch_B[index]
-            )
-            / time_s_B[index]
-            - 1
-        )
-        for index in range(1, len(batch_B) - 1)
-        if time_s_B[index] > 0
-    ]
-    return statistics.median(errors) if errors else None

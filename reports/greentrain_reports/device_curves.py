@@ -306,17 +306,17 @@ def _curve_table(rows: Sequence[CurveRow]) -> Html:
 
 
 def _times_table(rows: Sequence[TimesRow]) -> Html:
-    head = ("model", "kind", "point", "batch sizes", "per sample", "fit", "left-out error", "spread", "source")
+    head = ("model", "kind", "point", "batch sizes", "per sample", "±", "fit", "left-out error", "spread", "source")
     cells = [
         (
             esc(row.model), esc(row.kind), esc(row.point),
             esc(f"{row.batch_low} to {row.batch_high} ({row.batches_n})"), exact(row.sample_s, seconds(row.sample_s)),
-            esc(row.fit), exact(row.loo_ratio, percent(row.loo_ratio)),
+            exact(row.band_ratio, percent(row.band_ratio)), esc(row.fit), exact(row.loo_ratio, percent(row.loo_ratio)),
             exact(row.spread_ratio, percent(row.spread_ratio)), chip(row.source),
         )
         for row in rows
     ]  # fmt: skip
-    return table("Layer times by model, device kind and operating point", head, cells, numeric=(4, 6, 7))
+    return table("Layer times by model, device kind and operating point", head, cells, numeric=(4, 5, 7, 8))
 
 
 def _plain(name: str) -> str:
