@@ -319,6 +319,20 @@ def test_times_of_a_model_decide_where_it_was_timed(machine: Machine, tmp_path: 
     assert earlier_sweeps(tmp_path / "p", "other", "other") == []
 
 
+def test_figures_that_cannot_be_do_not_lose_the_others(machine: Machine, tmp_path: Path) -> None:
+    def timed(point: OperatingPoint) -> Mapping[str, float]:
+        return {"m": 500.0 if point.name == "c600" else 0.5}
+
+    sweep = machine.sweep(tmp_path / "p", at_point=timed, search=Search(models=("m",), most_points=4))
+    result = sweep.run(machine, Clocks(machine), load=machine.unit)
+    assert [figures.point.name for figures in result.points.figures] == ["current", "c1500", "c1400", "c600"]
+    assert result.posterior is None
+    assert result.outcome is not None
+    assert result.outcome.chosen is None
+    assert [point.name for point in result.profile.device.points] == ["current", "c1500", "c1400", "c600"]
+    assert "next c1400: what was measured says nothing of the others" in machine.said
+
+
 def test_predicted_layer_times_are_stretched_and_modelled(machine: Machine, tmp_path: Path) -> None:
     times = make_problem(0, devices=1).model.times[0]
     sweep = machine.sweep(tmp_path / "p", search=Search(most_points=4))

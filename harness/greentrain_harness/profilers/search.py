@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from greentrain.device import CURRENT_POINT, OperatingPoint
+from greentrain.errors import UsageError
 from greentrain.point_model import PointObservation, PointPosterior
 from greentrain.probing import Decision, Proposal, propose_probe, start_points
 from greentrain.units import format_quantity
@@ -46,9 +47,18 @@ class Search:
     def propose(
         self, points: Sequence[OperatingPoint], done: Mapping[str, PointFigures]
     ) -> tuple[Proposal, PointPosterior] | None:  # fmt: skip
-        """The next point and the fit behind it; None before any of the points was measured."""
+        """The next point and the fit behind it; None while nothing can be said.
+
+        That is so before any of the points was measured, and where the fit refuses a figure as impossible: what was
+        measured is kept all the same, and greentrain models check names it.
+        """
         seen = self.observed(points, done)
-        return propose_probe(points, seen, prior=self.prior, decision=self.decision) if seen else None
+        if not seen:
+            return None
+        try:
+            return propose_probe(points, seen, prior=self.prior, decision=self.decision)
+        except UsageError:
+            return None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,9 +147,8 @@ def _next(
             return point.name, f"next {point.name}: a corner of the settings, to begin with"
     proposed = search.propose(points, done)
     if proposed is None:
-        # Measured, but without a time of every model.
         point = next(point for point in points if point.name not in done)
-        return point.name, f"next {point.name}: nothing is known yet"
+        return point.name, f"next {point.name}: what was measured says nothing of the others"
     proposal, _ = proposed
     if proposal.index is None:
         return None, f"ends, {proposal.reason}"
