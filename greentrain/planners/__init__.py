@@ -18,7 +18,7 @@ Planner = Callable[[Problem], Plan]
 
 # Value of --planner -> (module, what it does).
 PLANNERS: dict[str, tuple[str, str]] = {
-    "auto": ("greentrain.planners.auto", "exhaustive where the space is small enough, else the best baseline"),
+    "auto": ("greentrain.planners.auto", "exact where the sets of devices are few enough, else beam"),
     "exact": ("greentrain.planners.exact", "the proven optimum by bounds and dominance, or the gap that is left"),
     "beam": ("greentrain.planners.beam", "large clusters: a beam over sets of devices, with a proven gap"),
     "exhaustive": ("greentrain.planners.exhaustive", "every plan, pruned only by bounds: proven optimal"),

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf, sqrt
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from greentrain.cost import CostTables, estimate
 from greentrain.errors import InfeasibleError
-from greentrain.objective import Problem
+from greentrain.objective import Objective, Problem
 from greentrain.plan import Plan
 from greentrain.planners import exact
 from greentrain.planners.candidate import best_of, certified, lower_bound, objective_value
@@ -50,15 +51,56 @@ def plan(
     Raises:
         InfeasibleError: No plan that was tried satisfies the constraints.
     """
-    search = _Beam(problem, time.monotonic() + time_limit_s, progress)
+    stop_at_s = time.monotonic() + time_limit_s
+    fastest: Plan | None = None
+    limited = problem
+    if problem.objective.max_slowdown is not None:
+        fastest = plan(minimising_time(problem), time_limit_s=time_limit_s / 2, progress=progress)
+        limited = _without_slowdown(problem, fastest)
+    search = _Beam(limited, stop_at_s, progress)
     search.run()
+    search.best = search.best or fastest
     if search.best is None:
         return best_of(single_candidates(problem, CostTables(problem)), problem, "beam")
     searched = f"beam of {_WIDTH} over sets of devices, {search.sets_n} sets searched exactly"
     method = f"{searched}; bound: every row on its cheapest device, waiting included"
-    found = msgspec.structs.replace(search.best, planner="beam")
+    found = msgspec.structs.replace(search.best, planner="beam", objective=problem.objective)
     bound = min(max(lower_bound(problem), _bound(problem, search)), objective_value(found))
     return certified(found, problem, bound, method, search.considered_n)
+
+
+def _without_slowdown(problem: Problem, fastest: Plan) -> Problem:
+    """The same problem with the slowdown against the beam's fastest plan as a deadline, which holds for every set."""
+    objective = problem.objective
+    assert objective.max_slowdown is not None
+    assert fastest.estimate is not None
+    samples = objective.job_samples or problem.batch
+    longest_s = objective.max_slowdown * fastest.estimate.step_s * samples / problem.batch
+    limited = msgspec.structs.replace(
+        objective, max_slowdown=None, deadline_s=min(longest_s, objective.deadline_s or inf), job_samples=samples
+    )
+    return msgspec.structs.replace(problem, objective=limited)
+
+
+_FEASIBLE, _TOO_SLOW, _NO_ROOM = range(3)
+
+
+class _Set(NamedTuple):
+    """Counts of devices per type, in the order in which sets are grown.
+
+    Attributes:
+        lacks: ``_FEASIBLE``, or what its plans lack.
+        value: The objective of the best plan; less is better.
+        counts: Devices of each type.
+    """
+
+    lacks: int
+    value: float
+    counts: tuple[int, ...]
+
+    def is_better_than(self, other: _Set) -> bool:
+        """Whether it is worth growing, beside the best set of the size before."""
+        return self.lacks < other.lacks or (self.lacks == other.lacks and self.value < other.value * (1 - 1e-9))
 
 
 @dataclass
@@ -78,15 +120,18 @@ class _Beam:
         self.types = device_types(self.problem)
 
     def run(self) -> None:
-        """Grow the sets until no larger one is better, or the time is over."""
-        beam: list[tuple[float, tuple[int, ...]]] = [(np.inf, (0,) * len(self.types.names_T))]
+        """Grow the sets until no larger one is better, the time is over, or somebody interrupts."""
+        beam = [_Set(_NO_ROOM, inf, (0,) * len(self.types.names_T))]
         while beam and time.monotonic() < self.stop_at_s:
-            grown = [self._searched(counts) for _, before in beam for counts in self._larger(before)]
+            try:
+                grown = [self._searched(counts) for before in beam for counts in self._larger(before.counts)]
+            except KeyboardInterrupt:
+                if self.best is None:
+                    raise
+                return
+            least = beam[0]
             better = sorted(entry for entry in grown if entry is not None)
-            least = beam[0][0]
-            beam = [entry for entry in better if entry[0] < least * (1 - 1e-9)][:_WIDTH]
-            if self.progress is not None and beam:
-                self.progress(f"{self.sets_n} sets of devices searched, largest has {sum(beam[0][1])}")
+            beam = [entry for entry in better if entry.is_better_than(least)][:_WIDTH]
 
     def _larger(self, counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """The sets with one device more, or twice as many of a type, that were not looked at."""
@@ -97,7 +142,9 @@ class _Beam:
                     self._seen.add(larger)
                     yield larger
 
-    def _searched(self, counts: tuple[int, ...]) -> tuple[float, tuple[int, ...]] | None:
+    def _searched(self, counts: tuple[int, ...]) -> _Set | None:
+        if self.progress is not None:
+            self.progress(f"{self.sets_n} sets of devices searched, this one has {sum(counts)}")
         left_s = self.stop_at_s - time.monotonic()
         if left_s <= 0 or np.prod([count + 1 for count in counts]) > _MOST_VECTORS:
             return None
@@ -106,7 +153,7 @@ class _Beam:
         try:
             found = exact.plan(smaller, time_limit_s=min(left_s, 5.0), gap_ratio=0.001)
         except InfeasibleError:
-            return None
+            return _infeasible(smaller, counts)
         self.sets_n += 1
         if found.certificate is not None:
             self.considered_n += found.certificate.considered_n
@@ -114,7 +161,18 @@ class _Beam:
         value = objective_value(found)
         if self.best is None or value < objective_value(self.best):
             self.best = found
-        return value, counts
+        return _Set(_FEASIBLE, value, counts)
+
+
+def _infeasible(smaller: Problem, counts: tuple[int, ...]) -> _Set:
+    """A set that breaks a limit: the faster the better, and the more memory where the model does not fit."""
+    fastest = msgspec.structs.replace(smaller, objective=Objective(minimise="time"))
+    try:
+        found = exact.plan(fastest, time_limit_s=0.5, gap_ratio=0.05)
+    except InfeasibleError:
+        room_bytes = sum(device.memory_bytes for device in smaller.cluster.devices)
+        return _Set(_NO_ROOM, 1 / room_bytes, counts)
+    return _Set(_TOO_SLOW, objective_value(found), counts)
 
 
 def _bound(problem: Problem, search: _Beam) -> float:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from math import inf, sqrt
 from typing import NamedTuple
 
+import msgspec
+
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
 from greentrain.plan import Plan
@@ -70,21 +72,33 @@ def plan(
             return best_of(single_candidates(problem, space.cost_tables), problem, "exact")
         wish = f"uses device {must_use!r}" if must_use is not None else f"goes without device {must_avoid!r}"
         raise InfeasibleError(f"no feasible plan {wish}.", hint="Relax the limits.")
-    return certified(goal.plan, problem, min(bound, objective_value(goal.plan)), search.method(), space.considered_n)
+    # The plan known first comes from the single devices.
+    best = msgspec.structs.replace(goal.plan, planner="exact")
+    return certified(best, problem, min(bound, objective_value(best)), search.method(), space.considered_n)
 
 
-def frontier(problem: Problem, *, time_limit_s: float = DEFAULT_TIME_LIMIT_S) -> tuple[Plan, ...]:
+def frontier(
+    problem: Problem,
+    *,
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Plan, ...]:
     """Every plan that no other beats in both time and energy, fastest first.
+
+    Args:
+        problem: Model, cluster and limits.
+        time_limit_s: Seconds after which the plans found so far are returned.
+        progress: Told how far the search is.
 
     Raises:
         InfeasibleError: No plan satisfies the constraints.
     """
     goal = FrontierGoal(problem)
     space = SearchSpace(problem, goal)
-    _Search(space, time.monotonic() + time_limit_s, None).run()
+    _Search(space, time.monotonic() + time_limit_s, progress).run()
     if not goal.plans:
         return (best_of(single_candidates(problem, space.cost_tables), problem, "exact"),)
-    return goal.plans
+    return tuple(msgspec.structs.replace(found, planner="exact") for found in goal.plans)
 
 
 class _OpenWindow(NamedTuple):
