@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from greentrain.cost import boundary_energy_j, boundary_transfer
+from greentrain.cost import boundary_energy_j
 from greentrain.objective import Problem
-from greentrain.parallel.pipeline import Transfer
+from greentrain.parallel.pipeline import Transfer, held, transfer
+from greentrain.plan import Sharing
 from greentrain.planners.device_types import DeviceTypes
 from greentrain.planners.span_tables import SpanTables
-from greentrain.planners.stage_options import Options
+from greentrain.planners.stage_options import SHARINGS, Options
 
 __all__ = ["Cuts", "least_cut_j_S"]
 
@@ -21,7 +22,7 @@ __all__ = ["Cuts", "least_cut_j_S"]
 class Cuts:
     """Prices cuts; index L is the first layer behind the cut.
 
-    Where all links are alike the widest share of either side decides. Otherwise every pair of groups and
+    Where all links are alike the largest share of either side decides. Otherwise every pair of groups and
     shares is priced by itself, once.
     """
 
@@ -31,8 +32,8 @@ class Cuts:
     counts_UT: np.ndarray
     _activation_L: np.ndarray = field(init=False)
     _gradient_L: np.ndarray = field(init=False)
-    _known: dict[tuple[object, ...], tuple[Transfer, float]] = field(
-        default_factory=dict[tuple[object, ...], tuple[Transfer, float]]
+    _known: dict[tuple[int, _Group, _Group], tuple[Transfer, float]] = field(
+        default_factory=dict[tuple[int, "_Group", "_Group"], tuple[Transfer, float]]
     )
 
     def __post_init__(self) -> None:
@@ -54,56 +55,70 @@ class Cuts:
         bandwidth = cluster.bandwidth_bytes_per_s(link)
         cut_N = self.spans.stop_S[before.span_O]
         forward_N, backward_N = self._activation_L[cut_N], self._gradient_L[cut_N]
-        shared = link.medium is not None
-        left_N = self.spans.micro_batch + 0.0 * before.widest if shared else before.widest
-        right_N = self.spans.micro_batch + 0.0 * behind.widest if shared else behind.widest
+        on_air = float(link.medium is not None)
         down_s_N, up_s_N = forward_N / bandwidth, backward_N / bandwidth
+        rows = self.spans.micro_batch
         seconds = (
-            left_N * down_s_N,
-            right_N * down_s_N,
-            right_N * up_s_N,
-            left_N * up_s_N,
+            before.sent_rows * behind.copies * down_s_N * (1 - on_air),
+            behind.taken_rows * down_s_N * (1 - on_air),
+            behind.sent_rows * before.copies * up_s_N * (1 - on_air),
+            before.taken_rows * up_s_N * (1 - on_air),
             np.where(forward_N > 0, link.latency_s, 0.0),
             np.where(backward_N > 0, link.latency_s, 0.0),
-            left_N * down_s_N * shared,
-            left_N * up_s_N * shared,
+            rows * behind.copies * down_s_N * on_air,
+            rows * before.copies * up_s_N * on_air,
         )
-        transfer = Transfer(*cast("tuple[float, ...]", seconds))
-        return transfer, (forward_N + backward_N) * self.problem.batch * (link.tx_j_per_byte + link.rx_j_per_byte)
+        moved_N = forward_N * behind.copies + backward_N * before.copies
+        joules_N = moved_N * self.problem.batch * (link.tx_j_per_byte + link.rx_j_per_byte)
+        return Transfer(*cast("tuple[float, ...]", seconds)), joules_N
 
     def _pair(self, before: Options, behind: Options, row: int) -> tuple[Transfer, float]:
         cut = int(self.spans.stop_S[before.span_O[row]])
-        left, right = self._shares(before, row), self._shares(behind, row)
-        key = (cut, int(before.group_O[row]), left, int(behind.group_O[row]), right)
-        found = self._known.get(key)
+        left, right = self._group(before, row), self._group(behind, row)
+        found = self._known.get((cut, left, right))
         if found is None:
-            found = self._priced(cut, int(before.group_O[row]), left, int(behind.group_O[row]), right)
-            self._known[key] = found
+            found = self._priced(cut, left, right)
+            self._known[cut, left, right] = found
         return found
 
-    def _shares(self, options: Options, row: int) -> tuple[int, ...]:
-        return tuple(int(units) * self.spans.step for units in options.units_OG[row] if units > 0)
+    def _group(self, options: Options, row: int) -> _Group:
+        units = tuple(int(units) for units in options.units_OG[row] if units > 0)
+        return _Group(SHARINGS[int(options.sharing[row])], int(options.group_O[row]), units)
 
-    def _priced(
-        self, cut: int, left: int, left_shares: tuple[int, ...], right: int, right_shares: tuple[int, ...]
-    ) -> tuple[Transfer, float]:
-        cluster = self.problem.cluster
+    def _priced(self, cut: int, left: _Group, right: _Group) -> tuple[Transfer, float]:
+        cluster, layer = self.problem.cluster, self.problem.model.layers[cut - 1]
         # Devices of one type on both sides are different devices.
-        before = [n for count, own in zip(self.counts_UT[left], self.types.names_T, strict=True) for n in own[:count]]
-        after = [
-            n
-            for count, own in zip(self.counts_UT[right], self.types.names_T, strict=True)
-            for n in own[len(own) - count :]
+        before = [n for count, own in self._counted(left) for n in own[:count]]
+        after = [n for count, own in self._counted(right) for n in own[len(own) - count :]]
+        rows = self.spans.micro_batch
+        sides = [
+            held(names, group.sharing, self._shares(group), rows) for names, group in ((before, left), (after, right))
         ]
-        layer = self.problem.model.layers[cut - 1]
-        transfer = boundary_transfer(
-            cluster, before, after, rows_before=left_shares, rows_after=right_shares, layer=layer
+        found = transfer(
+            cluster, sides[0], sides[1], activation_bytes=layer.activation_bytes, gradient_bytes=layer.gradient_bytes
         )
+        copies = [len(group.units) if group.sharing == "tensor" else 1 for group in (left, right)]
         joules = self.problem.batch * (
-            layer.activation_bytes * sum(boundary_energy_j(cluster, before, after))
-            + layer.gradient_bytes * sum(boundary_energy_j(cluster, after, before))
+            copies[1] * layer.activation_bytes * sum(boundary_energy_j(cluster, before, after))
+            + copies[0] * layer.gradient_bytes * sum(boundary_energy_j(cluster, after, before))
         )
-        return transfer, joules
+        return found, joules
+
+    def _counted(self, group: _Group) -> list[tuple[int, tuple[str, ...]]]:
+        return list(zip(self.counts_UT[group.number].tolist(), self.types.names_T, strict=True))
+
+    def _shares(self, group: _Group) -> tuple[int, ...]:
+        """Rows of each device; where samples are split inside, any whole numbers in the same proportion."""
+        step = self.spans.step if group.sharing == "samples" else 1
+        return tuple(units * step for units in group.units)
+
+
+class _Group(NamedTuple):
+    """A group with its shares."""
+
+    sharing: Sharing
+    number: int
+    units: tuple[int, ...]
 
 
 def least_cut_j_S(problem: Problem, spans: SpanTables) -> np.ndarray:

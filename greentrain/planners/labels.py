@@ -113,18 +113,19 @@ def longer_labels(
 
 
 def undominated_labels(
-    labels: Labels, window: Window, widest_N: np.ndarray, head_N: np.ndarray, *, by_energy: bool
+    labels: Labels, window: Window, head: Options, head_N: np.ndarray, *, by_energy: bool
 ) -> np.ndarray:
     """Rows of labels that no other label of the same layers and devices beats in everything that can matter.
 
     Args:
         labels: Labels of one number of stages.
         window: Rounds that are looked at; joules are linear in the round, so its two ends decide.
-        widest_N: Most rows of one device of the first stage.
+        head: The option of each label's first stage.
         head_N: Labels with different numbers here are not compared.
         by_energy: Whether joules matter.
     """
-    columns = [*(getattr(labels.pipe, name) for name in _PIPE_FIELDS), widest_N]
+    columns = [*(getattr(labels.pipe, name) for name in _PIPE_FIELDS)]
+    columns += [head.sent_rows, head.taken_rows, head.copies]
     if by_energy:
         columns += [labels.round_j(window.low_s), labels.round_j(window.high_s)]
     differing = [column for column in columns if len(column) and (column != column[0]).any()]
@@ -137,11 +138,7 @@ def undominated_labels(
 
 def _step(options: Options) -> Step:
     seconds = (
-        options.forward_s,
-        options.backward_s,
-        options.both_s,
-        options.tail_s,
-        np.zeros(len(options)),
-        options.air_s,
-    )
+        options.forward_s, options.backward_s, options.both_s, options.tail_s, np.zeros(len(options)), options.air_s,
+        options.ring_port_s, options.ring_air_s,
+    )  # fmt: skip
     return Step(*cast("tuple[float, ...]", seconds))

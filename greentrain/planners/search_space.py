@@ -8,9 +8,10 @@ from math import inf
 import numpy as np
 
 from greentrain.cost import CostTables
+from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_s
-from greentrain.plan import Plan
+from greentrain.plan import Plan, Sharing, allowed
 from greentrain.planners.cuts import Cuts, least_cut_j_S
 from greentrain.planners.device_types import DeviceTypes, device_types
 from greentrain.planners.goal import Goal
@@ -18,7 +19,7 @@ from greentrain.planners.span_tables import SpanTables, span_tables
 from greentrain.planners.stage_bounds import StageBounds, least_fill_s, stage_bounds
 from greentrain.planners.stage_options import OptionMaker, Options, Window
 
-__all__ = ["SearchSpace", "Tables"]
+__all__ = ["SearchSpace", "Tables", "all_span_tables"]
 
 # Problems with fewer ways to share single stages are searched over all shares.
 _MOST_ALLOCATIONS = 100_000
@@ -29,8 +30,8 @@ class Tables:
     """What the search keeps for one micro-batch size.
 
     Attributes:
-        spans: Seconds and watts of spans of layers.
-        maker: Makes the options of stages.
+        spans: Spans of layers, with the seconds and watts of the first way to share.
+        makers: Make the options of stages, one per way to share.
         cuts: Prices cuts.
         cut_j_S: Least joules of the cut behind each span.
         fill_s_UL: Least seconds of one micro-batch in the layers before a boundary.
@@ -39,7 +40,7 @@ class Tables:
     """
 
     spans: SpanTables
-    maker: OptionMaker
+    makers: tuple[OptionMaker, ...]
     cuts: Cuts
     cut_j_S: np.ndarray
     fill_s_UL: np.ndarray
@@ -80,6 +81,7 @@ class SearchSpace:
     must_U: np.ndarray | None = None
     base_w: float = 0.0
     tables_of: dict[int, Tables] = field(init=False)
+    _open_US: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.cost_tables = CostTables(self.problem)
@@ -93,23 +95,31 @@ class SearchSpace:
         if self.problem.objective.count_idle_of_unused:
             self.base_w = sum(device.power.idle_w for device in self.problem.cluster.devices)
         self.tables_of = {size: self._tables(size) for size in sorted(self.problem.micro_batches, reverse=True)}
-        self.all_shares = sum(own.maker.allocations_n for own in self.tables_of.values()) <= _MOST_ALLOCATIONS
+        spans = next(iter(self.tables_of.values())).spans
+        self._open_US = _open_US(self.problem.parallelism, self.counts_UT, spans)
+        makers = [maker for own in self.tables_of.values() for maker in own.makers]
+        self.all_shares = sum(maker.allocations_n for maker in makers) <= _MOST_ALLOCATIONS
 
     def _tables(self, micro_batch: int) -> Tables:
-        spans = span_tables(self.problem, self.types, micro_batch, self.cost_tables, by_energy=self.goal.by_energy)
-        maker = OptionMaker(self.problem, self.types, spans, self.counts_UT)
-        fill_s_UL = least_fill_s(maker.least_s_US, spans, self.without_UU)
+        found = all_span_tables(self.problem, self.types, micro_batch, self.cost_tables, by_energy=self.goal.by_energy)
+        makers = [OptionMaker(self.problem, self.types, spans, self.counts_UT) for spans in found]
+        spans = makers[0].spans
+        least_s_US = np.min([maker.least_s_US for maker in makers], axis=0)
+        fill_s_UL = least_fill_s(least_s_US, spans, self.without_UU)
         cuts = Cuts(self.problem, self.types, spans, self.counts_UT)
-        return Tables(spans, maker, cuts, least_cut_j_S(self.problem, spans), fill_s_UL)
+        return Tables(spans, tuple(makers), cuts, least_cut_j_S(self.problem, spans), fill_s_UL)
 
     def bounds(self, micro_batch: int, window: Window) -> StageBounds:
         """Least joules of every part of a plan in a round of the window."""
         own = self.tables_of[micro_batch]
         fill_s_S = own.fill_s_UL[-1, own.spans.start_S]
         if self.goal.by_energy:
-            stage_j_US = own.maker.least_j_US(window, fill_s_S) + own.cut_j_S
+            least_j_US = np.min([maker.least_j_US(window, fill_s_S) for maker in own.makers], axis=0)
+            stage_j_US = least_j_US + own.cut_j_S
         else:
-            stage_j_US = np.where(own.maker.in_time_US(window, fill_s_S), 0.0, np.inf)
+            in_time_US = np.any([maker.in_time_US(window, fill_s_S) for maker in own.makers], axis=0)
+            stage_j_US = np.where(in_time_US, 0.0, np.inf)
+        stage_j_US = np.where(self._open_US, stage_j_US, np.inf)
         return stage_bounds(stage_j_US, own.spans, self.without_UU, self.must_U)
 
     def longest_round_s(self, micro_batch: int) -> float:
@@ -132,7 +142,7 @@ class SearchSpace:
         transfer_s = spans.micro_batch * moved / bandwidth + 2 * latency_s * len(model.layers)
         names = [device.id for device in cluster.devices]
         sum_s = gradient_sum_s(cluster, names, sum(layer.param_bytes for layer in model.layers))
-        update_s = spans.update_s_PS[:, single_S].max(axis=0).sum()
+        update_s = spans.update_s_PSR[:, single_S].max(axis=(0, 2)).sum()
         return 2 * (spans.micro_batches_n * (compute_s + transfer_s) + len(model.layers) * sum_s + update_s)
 
     def offer(self, plan: Plan) -> None:
@@ -140,5 +150,47 @@ class SearchSpace:
         price = plan.estimate
         assert price is not None
         wanted = self.must_use is None or self.must_use in plan.devices
-        if wanted and self.must_avoid not in plan.devices and not price.violations:
+        wanted &= self.must_avoid not in plan.devices and allowed(plan, self.problem)
+        if wanted and not price.violations:
             self.goal.offer(plan)
+
+
+def all_span_tables(
+    problem: Problem, types: DeviceTypes, micro_batch: int, tables: CostTables, *, by_energy: bool
+) -> list[SpanTables]:
+    """The tables of every way to share that the problem asks for and the model allows.
+
+    The plain forms of sharing inside samples are tried only when they are asked for by name.
+
+    Raises:
+        InfeasibleError: The model cannot be shared as asked.
+    """
+    asked: dict[str, tuple[Sharing, ...]] = {
+        "any": ("samples", "tensor_sequence"),
+        "hybrid": ("samples", "tensor_sequence"),
+        "tensor+sequence": ("tensor_sequence",),
+        "tensor": ("tensor",),
+        "sequence": ("sequence",),
+    }
+    found = [
+        span_tables(problem, types, micro_batch, tables, sharing=sharing, by_energy=by_energy)
+        for sharing in asked.get(problem.parallelism, ("samples",))
+    ]
+    shared = [spans for spans in found if spans is not None]
+    if not shared:
+        raise InfeasibleError(
+            f"model {problem.model.model!r} has no heads or tokens for --parallelism {problem.parallelism}.",
+            hint="Use --parallelism data, pipeline or any.",
+        )
+    return shared
+
+
+def _open_US(parallelism: str, counts_UT: np.ndarray, spans: SpanTables) -> np.ndarray:
+    """Which groups may run which spans in a plan of a parallelism."""
+    whole_S = (spans.start_S == 0) & (spans.stop_S == spans.stop_S.max())
+    alone_U = counts_UT.sum(axis=1) == 1
+    if parallelism == "any":
+        return np.ones((len(alone_U), len(whole_S)), dtype=bool)
+    if parallelism in ("pipeline", "hybrid"):
+        return (alone_U | (parallelism == "hybrid"))[:, None] & ~whole_S
+    return (alone_U == (parallelism == "single"))[:, None] & whole_S

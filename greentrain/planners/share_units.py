@@ -24,6 +24,10 @@ class StageRows(NamedTuple):
     group_N: np.ndarray
     slot_NG: np.ndarray
 
+    def picked(self, keep_N: np.ndarray) -> StageRows:
+        """Some of the rows."""
+        return StageRows(self.span_N[keep_N], self.group_N[keep_N], self.slot_NG[keep_N])
+
 
 class Allocation(NamedTuple):
     """Shares for many spans and groups of one size at once."""

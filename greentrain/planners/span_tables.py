@@ -1,7 +1,8 @@
-"""Seconds, watts and memory of every span of layers, for one micro-batch size: looked up by the exact search.
+"""Seconds, watts and memory of every span of layers, for one micro-batch size and one way to share a stage.
 
 Axis legend: S spans [start, stop) of layers, P slots (a device type at one of its operating points),
-T device types, R share units of the micro-batch (0 … units; entry 0 is never used).
+T device types, R share units (0 … units; entry 0 is never used). A unit is some rows of the micro-batch, or
+some heads or tokens of every sample.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from greentrain.cost import CostTables, most_rows
+from greentrain.cost import CostTables, memory_bytes, most_rows
 from greentrain.objective import Problem
+from greentrain.plan import Sharing, Stage, shares_total
 from greentrain.planners.device_types import DeviceTypes
 
 __all__ = ["SpanTables", "most_units_TS", "share_step", "span_tables"]
 
-# A micro-batch is shared out in at most this many units, so that large ones stay searchable.
+# A stage is shared out in at most this many units, so that large micro-batches stay searchable.
 _MOST_UNITS = 32
-_PER_SLOT = ("type_P", "forward_s_PSR", "backward_s_PSR", "update_s_PS", "rise_w_P", "wait_w_P")
+_PER_SLOT = ("type_P", "forward_s_PSR", "backward_s_PSR", "update_s_PSR", "rise_w_P", "wait_w_P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,41 +29,47 @@ class SpanTables:
     """Everything that the search asks about a span of layers.
 
     Attributes:
+        sharing: How a group shares a stage.
         micro_batch: Rows of a micro-batch.
-        step: Rows per share unit.
+        units: Share units of a stage.
+        step: Rows, heads or tokens per share unit.
         micro_batches_n: Micro-batches per round (M).
         start_S: First layer of each span.
         stop_S: One past the last layer.
         span_LL: Number of the span [start, stop), shape (L + 1, L + 1); −1 where there is none.
-        param_bytes_S: Trainable bytes.
+        shared_S: Whether the layers of the span can be shared so.
+        sum_bytes_S: Gradient bytes that a group sums.
         type_P: Device type of each slot.
         point_P: Name of its operating point.
         forward_s_PSR: Forward seconds per micro-batch.
         backward_s_PSR: Backward seconds per micro-batch.
-        update_s_PS: Optimizer seconds per round.
+        update_s_PSR: Optimizer seconds per round.
         rise_w_P: Busy watts above waiting watts.
         wait_w_P: Waiting watts, above those of the device when it is on but unused and that counts.
     """
 
+    sharing: Sharing
     micro_batch: int
+    units: int
     step: int
     micro_batches_n: int
     start_S: np.ndarray
     stop_S: np.ndarray
     span_LL: np.ndarray
-    param_bytes_S: np.ndarray
+    shared_S: np.ndarray
+    sum_bytes_S: np.ndarray
     type_P: np.ndarray
     point_P: tuple[str, ...]
     forward_s_PSR: np.ndarray
     backward_s_PSR: np.ndarray
-    update_s_PS: np.ndarray
+    update_s_PSR: np.ndarray
     rise_w_P: np.ndarray
     wait_w_P: np.ndarray
 
     @property
-    def units(self) -> int:
-        """Share units of a micro-batch."""
-        return self.micro_batch // self.step
+    def splits_weights(self) -> bool:
+        """Whether each device of a group holds only its part of the weights."""
+        return self.sharing in ("tensor_sequence", "tensor")
 
     def slots(self, keep: list[int]) -> SpanTables:
         """The same tables with some of the slots."""
@@ -76,64 +84,74 @@ class SpanTables:
         return [slot for slot, owner in enumerate(self.type_P) if owner == device_type]
 
 
-def share_step(micro_batch: int) -> int:
-    """Rows per share unit: 1 for small micro-batches, else the least divisor that leaves few enough units."""
-    return next(
-        step for step in range(1, micro_batch + 1) if micro_batch % step == 0 and micro_batch // step <= _MOST_UNITS
-    )
+def share_step(total: int) -> int:
+    """Rows, heads or tokens per share unit: 1 for a few, else the least divisor that leaves few enough units."""
+    return next(step for step in range(1, total + 1) if total % step == 0 and total // step <= _MOST_UNITS)
 
 
 def span_tables(
-    problem: Problem, types: DeviceTypes, micro_batch: int, tables: CostTables, *, by_energy: bool = True
-) -> SpanTables:
-    """Tabulate a problem for one micro-batch size.
+    problem: Problem, types: DeviceTypes, micro_batch: int, tables: CostTables, *, sharing: Sharing = "samples",
+    by_energy: bool = True,
+) -> SpanTables | None:  # fmt: skip
+    """Tabulate a problem for one micro-batch size and way to share.
 
     Args:
         problem: Model, cluster and objective.
         types: Its device types.
         micro_batch: Rows of a micro-batch.
         tables: Layer times.
+        sharing: How a group shares a stage.
         by_energy: Whether joules matter; if not, only the fastest operating points are kept.
+
+    Returns:
+        The tables, or None where no layer can be shared so.
     """
-    layers = len(problem.model.layers)
-    spans = [(start, stop) for start in range(layers) for stop in range(start + 1, layers + 1)]
-    start_S = np.array([start for start, _ in spans])
-    stop_S = np.array([stop for _, stop in spans])
-    span_LL = np.full((layers + 1, layers + 1), -1, dtype=np.int32)
+    layers = problem.model.layers
+    spans = [(start, stop) for start in range(len(layers)) for stop in range(start + 1, len(layers) + 1)]
+    start_S, stop_S = np.array([start for start, _ in spans]), np.array([stop for _, stop in spans])
+    span_LL = np.full((len(layers) + 1, len(layers) + 1), -1, dtype=np.int32)
     span_LL[start_S, stop_S] = np.arange(len(spans))
-    step = share_step(micro_batch)
+    totals_S = np.array([shares_total(sharing, layers[start:stop], micro_batch) for start, stop in spans])
+    total = int(totals_S.max())
+    if total == 0:
+        return None
+    step = share_step(total)
+    part_R = np.arange(total // step + 1) * step / total
     slots = [(index, point.name) for index, device in enumerate(types.device_T) for point in device.points]
-    forward_s_PSR = np.zeros((len(slots), len(spans), micro_batch // step + 1))
-    backward_s_PSR = np.zeros_like(forward_s_PSR)
-    update_s_PS = np.zeros((len(slots), len(spans)))
+    splits = sharing in ("tensor_sequence", "tensor")
+    forward_s_PSR = np.zeros((len(slots), len(spans), len(part_R)))
+    backward_s_PSR, update_s_PSR = np.zeros_like(forward_s_PSR), np.zeros_like(forward_s_PSR)
     for number, (index, point) in enumerate(slots):
         device = types.device_T[index]
-        for unit in range(1, micro_batch // step + 1):
-            prefix_s_L2 = np.array(
-                [tables.compute_s(device, point, 0, stop, unit * step) for stop in range(layers + 1)]
-            )
+        for unit in range(1, len(part_R)):
+            rows = unit * step if sharing == "samples" else micro_batch * (unit * step) / total
+            prefix_s_L2 = np.array([tables.compute_s(device, point, 0, stop, rows) for stop in range(len(layers) + 1)])
             own_s_S2 = prefix_s_L2[stop_S] - prefix_s_L2[start_S]
             forward_s_PSR[number, :, unit], backward_s_PSR[number, :, unit] = own_s_S2[:, 0], own_s_S2[:, 1]
-        update_s_L = np.array([tables.update_s(device, point, 0, stop) for stop in range(layers + 1)])
-        update_s_PS[number] = update_s_L[stop_S] - update_s_L[start_S]
+        update_s_L = np.array([tables.update_s(device, point, 0, stop) for stop in range(len(layers) + 1)])
+        own_s_S = update_s_L[stop_S] - update_s_L[start_S]
+        update_s_PSR[number] = own_s_S[:, None] * (part_R if splits else 1.0)
+    curves = [types.device_T[index].curve(point) for index, point in slots]
     # A device in use no longer counts as an idle one.
     counted = problem.objective.count_idle_of_unused
     unused_w_P = np.array([types.device_T[index].power.idle_w * counted for index, _ in slots])
-    curves = [types.device_T[index].curve(point) for index, point in slots]
-    params_L = np.cumsum([0, *(layer.param_bytes for layer in problem.model.layers)])
+    params_L = np.cumsum([0, *(layer.param_bytes for layer in layers)])
     found = SpanTables(
+        sharing=sharing,
         micro_batch=micro_batch,
+        units=len(part_R) - 1,
         step=step,
         micro_batches_n=problem.batch // micro_batch,
         start_S=start_S,
         stop_S=stop_S,
         span_LL=span_LL,
-        param_bytes_S=params_L[stop_S] - params_L[start_S],
+        shared_S=totals_S == total,
+        sum_bytes_S=(params_L[stop_S] - params_L[start_S]) * (not splits),
         type_P=np.array([index for index, _ in slots], dtype=np.int32),
         point_P=tuple(point for _, point in slots),
         forward_s_PSR=forward_s_PSR,
         backward_s_PSR=backward_s_PSR,
-        update_s_PS=update_s_PS,
+        update_s_PSR=update_s_PSR,
         rise_w_P=np.array([curve.busy_w - curve.idle_w for curve in curves]),
         wait_w_P=np.array([curve.idle_w for curve in curves]) - unused_w_P,
     )
@@ -143,7 +161,7 @@ def span_tables(
 def _useful_slots(spans: SpanTables, *, by_energy: bool) -> list[int]:
     """Operating points that no other point of the device beats in every figure."""
     figures = [
-        np.concatenate([spans.forward_s_PSR[slot].ravel(), spans.backward_s_PSR[slot].ravel(), spans.update_s_PS[slot]])
+        np.stack([spans.forward_s_PSR[slot], spans.backward_s_PSR[slot], spans.update_s_PSR[slot]]).ravel()
         for slot in range(len(spans.point_P))
     ]
     if by_energy:
@@ -165,19 +183,47 @@ def _useful_slots(spans: SpanTables, *, by_energy: bool) -> list[int]:
     return useful
 
 
-def most_units_TS(problem: Problem, types: DeviceTypes, spans: SpanTables, in_flight: int) -> np.ndarray:
-    """Most share units of each span that fit the memory of each device type, shape (T, S)."""
-    found_TS = np.zeros((len(types.device_T), len(spans.start_S)), dtype=np.int32)
+def most_units_TS(
+    problem: Problem, types: DeviceTypes, spans: SpanTables, in_flight: int, *, group: bool
+) -> np.ndarray:
+    """Most share units of each span that fit the memory of each device type, shape (T, S).
+
+    Args:
+        problem: Gives the layers.
+        types: Give the memory.
+        spans: The spans and how they are shared.
+        in_flight: Micro-batches that a stage holds at once.
+        group: Whether several devices share the stage; they need room for a gradient sum or for rings.
+    """
+    found_TS = np.full((len(types.device_T), len(spans.start_S)), spans.units, dtype=np.int32)
     layers = problem.model.layers
     widest_bytes = max(problem.model.input_bytes, *(layer.activation_bytes for layer in layers))
     for index, device in enumerate(types.device_T):
-        # Every part fits where the whole model would, with the largest messages at both ends.
-        less_bytes = device.memory_bytes - 4 * widest_bytes * spans.micro_batch
+        # Every part fits where the whole model would, with the largest messages at both ends and in rings.
+        less_bytes = device.memory_bytes - 8 * widest_bytes * spans.micro_batch
         tight = msgspec.structs.replace(device, memory_bytes=max(less_bytes, 1))
-        if most_rows(tight, 0, len(layers), in_flight, problem) >= spans.micro_batch:
-            found_TS[index] = spans.units
+        if most_rows(tight, 0, len(layers), in_flight, problem, group_n=2) >= spans.micro_batch:
             continue
         for number, (start, stop) in enumerate(zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)):
-            rows = most_rows(device, start, stop, in_flight, problem)
-            found_TS[index, number] = min(rows // spans.step, spans.units)
+            if spans.sharing == "samples":
+                rows = most_rows(device, start, stop, in_flight, problem, group_n=1 + group)
+                found_TS[index, number] = min(rows // spans.step, spans.units)
+            elif spans.shared_S[number]:
+                found_TS[index, number] = _most_parts(problem, spans, device.memory_bytes, start, stop, in_flight)
     return found_TS
+
+
+def _most_parts(problem: Problem, spans: SpanTables, room_bytes: int, start: int, stop: int, in_flight: int) -> int:
+    """Most units of a stage that is shared inside samples which fit a memory."""
+    layers = problem.model.layers
+    output_bytes = layers[stop - 1].activation_bytes if stop < len(layers) else 0
+    for units in range(spans.units - 1, 0, -1):
+        stage = Stage(
+            start=start, stop=stop, devices=("a", "b"), sharing=spans.sharing, points=("a", "b"),
+            shares=(units * spans.step, (spans.units - units) * spans.step), in_flight=in_flight,
+            param_bytes=sum(layer.param_bytes for layer in layers[start:stop]),
+            output_bytes=output_bytes, gradient_bytes=output_bytes,
+        )  # fmt: skip
+        if memory_bytes(stage, 0, problem, spans.micro_batch) <= room_bytes:
+            return units
+    return 0

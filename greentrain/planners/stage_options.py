@@ -22,12 +22,16 @@ from greentrain.cluster import Cluster
 from greentrain.cost import boundary_energy_j
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
+from greentrain.parallel.tensor_sequence import pass_s, ring_loads_s
+from greentrain.plan import Sharing, ring_bytes, ring_part_bytes
 from greentrain.planners.device_types import DeviceTypes
 from greentrain.planners.pareto import undominated_rows
 from greentrain.planners.share_units import Allocation, StageRows, least_by_counts
 from greentrain.planners.span_tables import SpanTables, most_units_TS
 
-__all__ = ["OptionMaker", "Options", "Window"]
+__all__ = ["SHARINGS", "OptionMaker", "Options", "Window", "joined", "undominated"]
+
+SHARINGS: tuple[Sharing, ...] = ("samples", "tensor_sequence", "tensor", "sequence")
 
 _CHUNK = 40_000
 
@@ -54,8 +58,13 @@ class Options:
         tail_s: Gradient sum and slowest update per round.
         busy_j: Joules above waiting per round, the gradient sum's bytes included.
         wait_w: Waiting watts of the group.
-        widest: Most rows of one device.
+        sent_rows: Most rows, or parts of rows, that one device hands over at a cut.
+        taken_rows: Most that one device takes.
+        copies: How often the group needs every row: once, or once per device.
         air_s: Seconds for which the gradient sum occupies a shared medium.
+        ring_port_s: Seconds per micro-batch for which the group's rings occupy its ports.
+        ring_air_s: The same of a shared medium.
+        sharing: Number of the way to share, in :data:`SHARINGS`.
     """
 
     span_O: np.ndarray
@@ -68,8 +77,13 @@ class Options:
     tail_s: np.ndarray
     busy_j: np.ndarray
     wait_w: np.ndarray
-    widest: np.ndarray
+    sent_rows: np.ndarray
+    taken_rows: np.ndarray
+    copies: np.ndarray
     air_s: np.ndarray
+    ring_port_s: np.ndarray
+    ring_air_s: np.ndarray
+    sharing: np.ndarray
 
     def __len__(self) -> int:
         return len(self.span_O)
@@ -77,7 +91,7 @@ class Options:
     @property
     def shape_O(self) -> np.ndarray:
         """Options with the same group and shares have the same number."""
-        rows = np.concatenate([self.group_O[:, None], self.units_OG], axis=1)
+        rows = np.concatenate([self.sharing[:, None], self.group_O[:, None], self.units_OG], axis=1)
         return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
     def rows(self, keep: np.ndarray) -> Options:
@@ -87,13 +101,14 @@ class Options:
 
 @dataclass
 class OptionMaker:
-    """Prices the stages of one problem for one micro-batch size."""
+    """Prices the stages of one problem for one micro-batch size and one way to share."""
 
     problem: Problem
     types: DeviceTypes
     spans: SpanTables
     counts_UT: np.ndarray
-    _caps: dict[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])
+    _caps: dict[tuple[int, bool], np.ndarray] = field(default_factory=dict[tuple[int, bool], np.ndarray])
+    _passes: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict[tuple[int, ...], np.ndarray])
     _sums: dict[int, _GroupSum] = field(default_factory=dict[int, "_GroupSum"])
     _time_s_PSR: np.ndarray = field(init=False)
     _busy_j_PSR: np.ndarray = field(init=False)
@@ -101,7 +116,7 @@ class OptionMaker:
     def __post_init__(self) -> None:
         spans = self.spans
         self._time_s_PSR = spans.forward_s_PSR + spans.backward_s_PSR
-        busy_s_PSR = self._time_s_PSR * spans.micro_batches_n + spans.update_s_PS[:, :, None]
+        busy_s_PSR = self._time_s_PSR * spans.micro_batches_n + spans.update_s_PSR
         self._busy_j_PSR = busy_s_PSR * spans.rise_w_P[:, None, None]
 
     def group_sum(self, group: int) -> _GroupSum:
@@ -112,28 +127,52 @@ class OptionMaker:
             self._sums[group] = found
         return found
 
-    def _group_sum(self, group: int) -> _GroupSum:
-        cluster = self.problem.cluster
+    def _names(self, group: int) -> list[str]:
         counts = self.counts_UT[group].tolist()
-        names = [name for count, own in zip(counts, self.types.names_T, strict=True) for name in own[:count]]
-        params_S = self.spans.param_bytes_S.astype(np.float64)
+        return [name for count, own in zip(counts, self.types.names_T, strict=True) for name in own[:count]]
+
+    def _group_sum(self, group: int) -> _GroupSum:
+        cluster, spans = self.problem.cluster, self.spans
+        names = self._names(group)
+        sums_S = spans.sum_bytes_S.astype(np.float64)
         if len(names) < 2:
-            return _GroupSum(0.0 * params_S, 0.0 * params_S, 0.0 * params_S)
+            return _GroupSum(*np.zeros((5, len(sums_S))))
 
         def affine(seconds_of: Callable[[Cluster, Sequence[str], int], float]) -> np.ndarray:
             one_s, two_s = seconds_of(cluster, names, 1_000_000), seconds_of(cluster, names, 2_000_000)
-            return np.where(params_S > 0, one_s + (two_s - one_s) * (params_S / 1e6 - 1), 0.0)
+            return np.where(sums_S > 0, one_s + (two_s - one_s) * (sums_S / 1e6 - 1), 0.0)
 
         per_byte_j = sum(boundary_energy_j(cluster, names, names)) * len(names)
-        joules_S = per_byte_j * gradient_sum_bytes(len(names), 1_000_000) * params_S / 1e6
-        return _GroupSum(affine(gradient_sum_s), affine(gradient_sum_air_s), joules_S)
+        rings_S = self._ring_bytes_S(len(names))
+        moved_S = gradient_sum_bytes(len(names), 1_000_000) * sums_S / 1e6 + spans.micro_batches_n * rings_S
+        port_s, air_s = ring_loads_s(cluster, names, 1.0)
+        return _GroupSum(
+            affine(gradient_sum_s), affine(gradient_sum_air_s), per_byte_j * moved_S, port_s * rings_S, air_s * rings_S
+        )
 
-    def caps_TS(self, in_flight: int) -> np.ndarray:
-        """Most share units that fit each device type's memory."""
-        found = self._caps.get(in_flight)
+    def _ring_bytes_S(self, group_n: int) -> np.ndarray:
+        """Bytes that each device of a group sends in the rings of a micro-batch, both passes."""
+        spans, layers = self.spans, self.problem.model.layers
+        if spans.sharing == "samples":
+            return np.zeros(len(spans.start_S))
+        both = [
+            ring_bytes(spans.sharing, layers[start:stop])
+            for start, stop in zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)
+        ]
+        rows = spans.micro_batch
+        return np.array([sum(ring_part_bytes(size, rows, group_n) for size in own) for own in both], dtype=np.float64)
+
+    @property
+    def least_group_n(self) -> int:
+        """Devices that a group of this way to share needs at least."""
+        return 1 if self.spans.sharing == "samples" else 2
+
+    def caps_TS(self, in_flight: int, *, group: bool) -> np.ndarray:
+        """Most share units that fit each device type's memory, alone or in a group."""
+        found = self._caps.get((in_flight, group))
         if found is None:
-            found = most_units_TS(self.problem, self.types, self.spans, in_flight)
-            self._caps[in_flight] = found
+            found = most_units_TS(self.problem, self.types, self.spans, in_flight, group=group)
+            self._caps[in_flight, group] = found
         return found
 
     @cached_property
@@ -143,12 +182,13 @@ class OptionMaker:
         fastest_TSR = np.stack(
             [self._time_s_PSR[self.spans.slots_of(index)].min(axis=0) for index in range(len(self.types.device_T))]
         )[:, :, 1:]
-        caps_TS = self.caps_TS(1)
+        caps_TS = self.caps_TS(1, group=self.least_group_n > 1)
         fastest_TSR = np.where(np.arange(1, units + 1) <= caps_TS[:, :, None], fastest_TSR, np.inf)
+        fastest_TSR[:, ~self.spans.shared_S] = np.inf
         found_US = np.full((len(self.counts_UT), len(self.spans.start_S)), np.inf)
         for group, counts in enumerate(self.counts_UT.tolist()):
             places = [index for index, count in enumerate(counts) for _ in range(count)]
-            if 0 < len(places) <= units:
+            if self.least_group_n <= len(places) <= units:
                 times_SE = fastest_TSR[places].transpose(1, 0, 2).reshape(len(self.spans.start_S), -1)
                 # Within a limit every device takes as many units as end in time: all must be taken by someone.
                 enough_S = np.partition(times_SE, units - 1, axis=1)[:, units - 1]
@@ -158,7 +198,7 @@ class OptionMaker:
     @cached_property
     def least_tail_s_US(self) -> np.ndarray:
         """Least seconds of the gradient sum and the update of every stage."""
-        update_s_S = self.spans.update_s_PS.min(axis=0)
+        update_s_S = self.spans.update_s_PSR[:, :, 1:].min(axis=(0, 2))
         return np.stack([self.group_sum(group).seconds_S + update_s_S for group in range(len(self.counts_UT))])
 
     def in_time_US(self, window: Window, fill_s_S: np.ndarray) -> np.ndarray:
@@ -181,7 +221,7 @@ class OptionMaker:
         """
         sizes_U = self.counts_UT.sum(axis=1)
         found_US = np.full((len(sizes_U), len(self.spans.start_S)), np.inf)
-        for size in range(1, int(sizes_U.max()) + 1):
+        for size in range(self.least_group_n, int(sizes_U.max()) + 1):
             groups = np.flatnonzero(sizes_U == size)
             sums = [self.group_sum(int(group)) for group in groups]
             fastest_sum_S = np.min([own.seconds_S for own in sums], axis=0)
@@ -194,11 +234,11 @@ class OptionMaker:
     def _least_slot_j(self, window: Window, sum_s_S: np.ndarray, fill_s_S: np.ndarray) -> np.ndarray:
         """Least joules of one device of each type for every number of units, shape (T, S, R)."""
         spans = self.spans
-        caps_TS = self.caps_TS(1)
+        caps_TS = self.caps_TS(1, group=self.least_group_n > 1)
         units_R = np.arange(spans.units + 1)
-        beside_s_PS = np.maximum(spans.update_s_PS + sum_s_S, fill_s_S)
-        in_time_PSR = self._time_s_PSR * spans.micro_batches_n + beside_s_PS[:, :, None] <= window.high_s
-        in_memory_PSR = units_R <= caps_TS[spans.type_P][:, :, None]
+        beside_s_PSR = np.maximum(spans.update_s_PSR + sum_s_S[:, None], fill_s_S[:, None])
+        in_time_PSR = self._time_s_PSR * spans.micro_batches_n + beside_s_PSR <= window.high_s
+        in_memory_PSR = (units_R <= caps_TS[spans.type_P][:, :, None]) & spans.shared_S[:, None]
         wait_j_P = np.minimum(spans.wait_w_P * window.low_s, spans.wait_w_P * window.high_s)
         cost_PSR = np.where(in_time_PSR & in_memory_PSR, self._busy_j_PSR + wait_j_P[:, None, None], np.inf)
         cost_PSR[:, :, 0] = np.inf
@@ -222,21 +262,21 @@ class OptionMaker:
             all_shares: Try all shares instead of the cheapest within each limit.
         """
         found: list[Options] = []
-        caps_TS = self.caps_TS(in_flight)
-        for size in range(1, int(self.counts_UT.sum(axis=1).max()) + 1):
+        for size in range(self.least_group_n, int(self.counts_UT.sum(axis=1).max()) + 1):
             groups = np.flatnonzero(self.counts_UT.sum(axis=1) == size)
+            caps_TS = self.caps_TS(in_flight, group=size > 1)
             for rows in self._configurations(groups, budget_US):
                 found += self._priced(
                     rows, window, budget_US, fill_s_US, caps_TS, by_energy=by_energy, all_shares=all_shares
                 )
-        return _undominated(_joined(found, self._widest_group), window, by_energy=by_energy)
+        return undominated(joined(found, self._widest_group), window, by_energy=by_energy)
 
     def _configurations(self, groups: np.ndarray, budget_US: np.ndarray) -> Iterator[StageRows]:
         """Spans × slots of the groups, in chunks."""
         listed: list[StageRows] = []
         waiting = 0
         for group in groups.tolist():
-            spans = np.flatnonzero(budget_US[group] > -np.inf)
+            spans = np.flatnonzero((budget_US[group] > -np.inf) & self.spans.shared_S)
             slots = self._slot_choices(self.counts_UT[group].tolist())
             if len(spans) == 0 or not slots:
                 continue
@@ -252,7 +292,8 @@ class OptionMaker:
 
     def configurations_n(self, budget_US: np.ndarray) -> int:
         """Spans × groups × operating points that :meth:`options` would look at."""
-        return int(((budget_US > -np.inf).sum(axis=1) * self._point_choices_U).sum())
+        open_U = (budget_US[:, self.spans.shared_S] > -np.inf).sum(axis=1)
+        return int((open_U * self._point_choices_U * (self.counts_UT.sum(axis=1) >= self.least_group_n)).sum())
 
     @property
     def allocations_n(self) -> int:
@@ -285,21 +326,12 @@ class OptionMaker:
         by_energy: bool, all_shares: bool,
     ) -> list[Options]:  # fmt: skip
         spans = self.spans
-        sum_s_N, air_s_N, sum_j_N = np.zeros((3, len(rows.span_N)))
-        for group in np.unique(rows.group_N).tolist():
-            own_N, own = rows.group_N == group, self.group_sum(group)
-            own_S = rows.span_N[own_N]
-            sum_s_N[own_N], air_s_N[own_N], sum_j_N[own_N] = (
-                own.seconds_S[own_S],
-                own.air_s_S[own_S],
-                own.joules_S[own_S],
-            )
-        update_s_NG = spans.update_s_PS[rows.slot_NG, rows.span_N[:, None]]
-        tail_s_N = sum_s_N + update_s_NG.max(axis=1)
+        own_N = self._group_terms(rows)
+        update_s_N = spans.update_s_PSR[rows.slot_NG, rows.span_N[:, None], 1].max(axis=1)
         wait_w_N = spans.wait_w_P[rows.slot_NG].sum(axis=1)
-        beside_s_N = np.maximum(tail_s_N, fill_s_US[rows.group_N, rows.span_N])
+        beside_s_N = np.maximum(own_N.seconds_S + update_s_N, fill_s_US[rows.group_N, rows.span_N])
         limit_s_N = (window.high_s - beside_s_N) / spans.micro_batches_n
-        spare_j_N = budget_US[rows.group_N, rows.span_N] - sum_j_N
+        spare_j_N = budget_US[rows.group_N, rows.span_N] - own_N.joules_S
         spare_j_N -= np.minimum(wait_w_N * window.low_s, wait_w_N * window.high_s)
         cap_NG = caps_TS[spans.type_P[rows.slot_NG], rows.span_N[:, None]]
         job = Allocation(self._time_s_PSR, self._busy_j_PSR, rows, limit_s_N, spare_j_N, cap_NG)
@@ -311,24 +343,79 @@ class OptionMaker:
             picked_N, units_NG = job.fastest_units(spans.units)
         if len(picked_N) == 0:
             return []
-        slot_NG, span_N = rows.slot_NG[picked_N], rows.span_N[picked_N]
-        own_NG = (slot_NG, span_N[:, None], units_NG)
+        rows, own_N = rows.picked(picked_N), _GroupSum(*(values[picked_N] for values in own_N))
+        own_NG = (rows.slot_NG, rows.span_N[:, None], units_NG)
+        forward_s, backward_s, both_s = self._pass_s(rows, units_NG)
+        group_n = rows.slot_NG.shape[1]
+        largest_rows = units_NG.max(axis=1) / spans.units * spans.micro_batch
+        whole = spans.sharing == "tensor" and group_n > 1
         return [
             Options(
-                span_O=span_N,
-                group_O=rows.group_N[picked_N],
-                slot_OG=_padded(slot_NG, self._widest_group),
+                span_O=rows.span_N,
+                group_O=rows.group_N,
+                slot_OG=_padded(rows.slot_NG, self._widest_group),
                 units_OG=_padded(units_NG, self._widest_group),
-                forward_s=spans.forward_s_PSR[own_NG].max(axis=1),
-                backward_s=spans.backward_s_PSR[own_NG].max(axis=1),
-                both_s=self._time_s_PSR[own_NG].max(axis=1),
-                tail_s=tail_s_N[picked_N],
-                busy_j=self._busy_j_PSR[own_NG].sum(axis=1) + sum_j_N[picked_N],
-                wait_w=wait_w_N[picked_N],
-                widest=units_NG.max(axis=1).astype(np.float64) * spans.step,
-                air_s=air_s_N[picked_N],
+                forward_s=forward_s,
+                backward_s=backward_s,
+                both_s=both_s,
+                tail_s=own_N.seconds_S + spans.update_s_PSR[own_NG].max(axis=1),
+                busy_j=self._busy_j_PSR[own_NG].sum(axis=1) + own_N.joules_S,
+                wait_w=spans.wait_w_P[rows.slot_NG].sum(axis=1),
+                sent_rows=np.full(len(units_NG), spans.micro_batch / group_n) if whole else largest_rows,
+                taken_rows=np.full(len(units_NG), float(spans.micro_batch)) if whole else largest_rows,
+                copies=np.full(len(units_NG), float(group_n if whole else 1)),
+                air_s=own_N.air_s_S,
+                ring_port_s=own_N.ring_port_s_S,
+                ring_air_s=own_N.ring_air_s_S,
+                sharing=np.full(len(units_NG), SHARINGS.index(spans.sharing)),
             )
         ]
+
+    def _group_terms(self, rows: StageRows) -> _GroupSum:
+        """What the groups of some rows send inside, one entry per row."""
+        found = _GroupSum(*np.zeros((len(_GroupSum._fields), len(rows.span_N))))
+        for group in np.unique(rows.group_N).tolist():
+            own_N = rows.group_N == group
+            for values, own_S in zip(found, self.group_sum(group), strict=True):
+                values[own_N] = own_S[rows.span_N[own_N]]
+        return found
+
+    def _pass_s(self, rows: StageRows, units_NG: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Forward, backward and both seconds per micro-batch of the group."""
+        spans = self.spans
+        own_NG = (rows.slot_NG, rows.span_N[:, None], units_NG)
+        if spans.sharing == "samples":
+            forward_s, backward_s = spans.forward_s_PSR[own_NG].max(axis=1), spans.backward_s_PSR[own_NG].max(axis=1)
+            return forward_s, backward_s, self._time_s_PSR[own_NG].max(axis=1)
+        start_N, stop_N = spans.start_S[rows.span_N], spans.stop_S[rows.span_N]
+        both_2N = np.empty((2, len(units_NG)))
+        for row in range(len(units_NG)):
+            prefix_s_2L = self._ring_prefix_s(int(rows.group_N[row]), rows.slot_NG[row], units_NG[row])
+            both_2N[:, row] = prefix_s_2L[:, stop_N[row]] - prefix_s_2L[:, start_N[row]]
+        return both_2N[0], both_2N[1], both_2N.sum(axis=0)
+
+    def _ring_prefix_s(self, group: int, slot_G: np.ndarray, units_G: np.ndarray) -> np.ndarray:
+        """Seconds of a group's forward and backward through the layers before each boundary, shape (2, L + 1)."""
+        key = (group, *slot_G.tolist(), *units_G.tolist())
+        found = self._passes.get(key)
+        if found is None:
+            spans, layers = self.spans, self.problem.model.layers
+            names = self._names(group)
+            found = np.zeros((2, len(layers) + 1))
+            for way, (direction, table) in enumerate(
+                (("forward", spans.forward_s_PSR), ("backward", spans.backward_s_PSR))
+            ):
+                for index, layer in enumerate(layers):
+                    single = spans.span_LL[index, index + 1]
+                    seconds = pass_s(
+                        spans.sharing, self.problem.cluster, names, direction=direction,
+                        compute_s_L=[float(table[slot_G, single, units_G].max())],
+                        activation_bytes_L=[layer.activation_bytes], rows=spans.micro_batch,
+                        largest_part=float(units_G.max() / spans.units),
+                    )  # fmt: skip
+                    found[way, index + 1] = found[way, index] + seconds
+            self._passes[key] = found
+        return found
 
     @property
     def _widest_group(self) -> int:
@@ -336,11 +423,13 @@ class OptionMaker:
 
 
 class _GroupSum(NamedTuple):
-    """The gradient sum of a group: seconds, seconds on a shared medium, and joules, per span."""
+    """What a group sends inside, per span: its gradient sum per round and its rings per micro-batch."""
 
     seconds_S: np.ndarray
     air_s_S: np.ndarray
     joules_S: np.ndarray
+    ring_port_s_S: np.ndarray
+    ring_air_s_S: np.ndarray
 
 
 def _padded(values_NG: np.ndarray, places_n: int) -> np.ndarray:
@@ -351,7 +440,8 @@ def _stacked(listed: Sequence[StageRows]) -> StageRows:
     return StageRows(*(np.concatenate(columns) for columns in zip(*listed, strict=True)))
 
 
-def _joined(found: Sequence[Options], places_n: int) -> Options:
+def joined(found: Sequence[Options], places_n: int) -> Options:
+    """All options in one."""
     empty = {"slot_OG": np.zeros((0, places_n), dtype=np.int32), "units_OG": np.zeros((0, places_n), dtype=np.int32)}
     names = Options.__dataclass_fields__
     if not found:
@@ -360,9 +450,11 @@ def _joined(found: Sequence[Options], places_n: int) -> Options:
     return Options(**{name: np.concatenate([getattr(options, name) for options in found]) for name in names})
 
 
-def _undominated(options: Options, window: Window, *, by_energy: bool) -> Options:
+def undominated(options: Options, window: Window, *, by_energy: bool) -> Options:
     """Options that no other one of the same span and group beats in every term of a round of the window."""
-    columns = [options.forward_s, options.backward_s, options.both_s, options.tail_s, options.widest, options.air_s]
+    compared = ("forward_s", "backward_s", "both_s", "tail_s", "sent_rows", "taken_rows", "copies", "air_s",
+                "ring_port_s", "ring_air_s")  # fmt: skip
+    columns: list[np.ndarray] = [getattr(options, name) for name in compared]
     if by_energy:
         columns += [options.busy_j + options.wait_w * window.low_s, options.busy_j + options.wait_w * window.high_s]
     key_O = options.span_O.astype(np.int64) * (int(options.group_O.max(initial=0)) + 1) + options.group_O

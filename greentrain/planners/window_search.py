@@ -12,7 +12,7 @@ from greentrain.planners.candidate import Part, assemble
 from greentrain.planners.labels import Labels, first_labels, longer_labels, undominated_labels
 from greentrain.planners.search_space import SearchSpace, Tables
 from greentrain.planners.stage_bounds import StageBounds
-from greentrain.planners.stage_options import OptionMaker, Options, Window
+from greentrain.planners.stage_options import SHARINGS, Options, Window, joined, undominated
 
 __all__ = ["TooManyError", "WindowSearch"]
 
@@ -85,11 +85,37 @@ class WindowSearch:
         if found is None:
             in_flight = min(2 * stages_n - 1, self.own.spans.micro_batches_n)
             if self.space.goal.by_energy:
-                found = _by_memory(self._caps, self.own.maker, in_flight, self._new_options)
+                found = self._by_memory(self._caps, in_flight, self._new_options)
             else:
                 found = self._in_time(self._fastest_options(in_flight))
             self._options[stages_n] = found
         return found
+
+    def _by_memory(
+        self, known: list[tuple[np.ndarray, Options]], in_flight: int, make: Callable[[int], Options]
+    ) -> Options:
+        """The options for so many micro-batches in flight, made once for all that leave room for the same rows."""
+        makers = self.own.makers
+        caps_TS = np.concatenate([maker.caps_TS(in_flight, group=group) for maker in makers for group in (False, True)])
+        for other_TS, options in known:
+            if np.array_equal(other_TS, caps_TS):
+                return options
+        options = make(in_flight)
+        known.append((caps_TS, options))
+        return options
+
+    def _made(self, window: Window, budget_US: np.ndarray, in_flight: int) -> Options:
+        """The options of all ways to share."""
+        goal, fill_s_US = self.space.goal, self._fill_s_US()
+        options = [
+            maker.options(
+                window, budget_US, fill_s_US, in_flight, by_energy=goal.by_energy, all_shares=self.space.all_shares
+            )
+            for maker in self.own.makers
+        ]
+        if len(options) == 1:
+            return options[0]
+        return undominated(joined(options, options[0].slot_OG.shape[1]), window, by_energy=goal.by_energy)
 
     def _fastest_options(self, in_flight: int) -> Options:
         """Without regard to joules a group has one best way to run a stage, in any window."""
@@ -97,17 +123,13 @@ class WindowSearch:
         if own.fastest_to_s < self.window.high_s:
             own.fastest_to_s = min(1.5 * self.window.high_s, self.space.goal.limit_s())
             own.fastest.clear()
-        to_s = own.fastest_to_s
+        to_s = Window(0.0, own.fastest_to_s)
 
         def make(in_flight: int) -> Options:
-            beside_s_US = np.maximum(own.maker.least_tail_s_US, self._fill_s_US())
-            in_time_US = own.maker.least_s_US * own.spans.micro_batches_n + beside_s_US <= to_s
-            return own.maker.options(
-                Window(0.0, to_s), np.where(in_time_US, np.inf, -np.inf), self._fill_s_US(), in_flight,
-                by_energy=False, all_shares=self.space.all_shares,
-            )  # fmt: skip
+            in_time_US = np.any([maker.in_time_US(to_s, self._fill_s_US()) for maker in own.makers], axis=0)
+            return self._made(to_s, np.where(in_time_US, np.inf, -np.inf), in_flight)
 
-        return _by_memory(own.fastest, own.maker, in_flight, make)
+        return self._by_memory(own.fastest, in_flight, make)
 
     def _in_time(self, options: Options) -> Options:
         """The options that can end in this window."""
@@ -122,17 +144,9 @@ class WindowSearch:
 
     def _new_options(self, in_flight: int) -> Options:
         budget_US = self._budget_US()
-        goal = self.space.goal
-        if self.own.maker.configurations_n(budget_US) > self.most:
+        if sum(maker.configurations_n(budget_US) for maker in self.own.makers) > self.most:
             raise TooManyError
-        return self.own.maker.options(
-            self.window,
-            budget_US,
-            self._fill_s_US(),
-            in_flight,
-            by_energy=goal.by_energy,
-            all_shares=self.space.all_shares,
-        )
+        return self._made(self.window, budget_US, in_flight)
 
     def _kept(self, labels: Labels) -> Labels:
         """Labels that can still lead to a plan of interest, without the dominated ones."""
@@ -151,10 +165,9 @@ class WindowSearch:
         keep = in_time & (round_j + space.base_w * (at_least_s - window.low_s) < self._limit_j)
         labels = labels.rows(np.flatnonzero(keep))
         options = self._options_at(len(self._levels) + 1)
-        head = options.shape_O[labels.option] if not space.types.uniform else np.zeros(len(labels), dtype=np.int64)
-        return labels.rows(
-            undominated_labels(labels, window, options.widest[labels.option], head, by_energy=space.goal.by_energy)
-        )
+        shape = options.shape_O[labels.option] if not space.types.uniform else np.zeros(len(labels), dtype=np.int64)
+        head = options.rows(labels.option)
+        return labels.rows(undominated_labels(labels, window, head, shape, by_energy=space.goal.by_energy))
 
     def _longer(self, labels: Labels) -> Labels:
         """Every label with every option in front of it that fits."""
@@ -213,11 +226,13 @@ class WindowSearch:
 
     def _parts(self, row: int) -> Iterator[Part]:
         """The stages of a label of the longest pipelines so far, the first one first."""
-        spans, types = self.own.spans, self.space.types
+        types = self.space.types
         taken = [0] * len(types.names_T)
         for level in range(len(self._levels), 0, -1):
             labels, options = self._levels[level - 1], self._options_at(level)
             option = int(labels.option[row])
+            sharing = SHARINGS[int(options.sharing[option])]
+            spans = next(maker.spans for maker in self.own.makers if maker.spans.sharing == sharing)
             names: list[str] = []
             points: list[str] = []
             shares: list[int] = []
@@ -228,19 +243,6 @@ class WindowSearch:
                     taken[owner] += 1
                     points.append(spans.point_P[slot])
                     shares.append(units * spans.step)
-            span = options.span_O[option]
-            yield Part(int(spans.start_S[span]), int(spans.stop_S[span]), tuple(names), tuple(shares), tuple(points))
+            start, stop = int(spans.start_S[options.span_O[option]]), int(spans.stop_S[options.span_O[option]])
+            yield Part(start, stop, tuple(names), tuple(shares), tuple(points), sharing)
             row = int(labels.parent[row])
-
-
-def _by_memory(
-    known: list[tuple[np.ndarray, Options]], maker: OptionMaker, in_flight: int, make: Callable[[int], Options]
-) -> Options:
-    """The options for a number of micro-batches in flight; made once for all that leave room for the same rows."""
-    caps_TS = maker.caps_TS(in_flight)
-    for other_TS, options in known:
-        if np.array_equal(other_TS, caps_TS):
-            return options
-    options = make(in_flight)
-    known.append((caps_TS, options))
-    return options

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from math import inf
 
 import msgspec
 import pytest
 from brute_force import all_plans, best_value
-from problems import make_problem, with_random_network, with_slow_updates
+from problems import make_problem, with_heads, with_random_network, with_slow_updates
 
+from greentrain.cluster import Link
 from greentrain.cost import estimate
 from greentrain.errors import InfeasibleError
-from greentrain.objective import Objective, ObjectiveKind, Problem
-from greentrain.plan import Plan
+from greentrain.objective import Objective, ObjectiveKind, Parallelism, Problem
+from greentrain.plan import Plan, Sharing, parallelism_name
 from greentrain.planners import beam, exact, search_space
 from greentrain.planners.candidate import objective_value
 
@@ -61,6 +63,55 @@ def test_the_optimum_is_that_of_brute_force(twins: bool) -> None:
         assert found.estimate == estimate(found, problem)
         assert found.certificate is not None
         assert found.certificate.gap_ratio == 0
+
+
+def _with_heavy_weights(problem: Problem) -> Problem:
+    """Large weights and small activations: gradient sums cost more than rings."""
+    link = Link(src="*", dst="*", bandwidth_bytes_per_s=2e8, latency_s=1e-6)
+    layers = tuple(
+        msgspec.structs.replace(
+            layer, param_bytes=100 * layer.param_bytes, activation_bytes=layer.activation_bytes // 50 + 1,
+            gradient_bytes=layer.gradient_bytes // 50 + 1,
+        )
+        for layer in problem.model.layers
+    )  # fmt: skip
+    return msgspec.structs.replace(
+        problem,
+        model=msgspec.structs.replace(problem.model, layers=layers),
+        cluster=msgspec.structs.replace(problem.cluster, default_link=link, links=()),
+        micro_batches=(problem.batch,),
+    )
+
+
+def test_the_optimum_over_both_ways_to_share_is_that_of_brute_force() -> None:
+    used: Counter[str] = Counter()
+    for seed in range(60):
+        problem = with_heads(_problem(seed), heads=2 + seed % 3, plain_layers=seed % 2)
+        if seed % 3:
+            problem = _with_heavy_weights(problem)
+        found = exact.plan(problem)
+        assert objective_value(found) == pytest.approx(best_value(problem, list(all_plans(problem))), rel=1e-9), seed
+        used.update({stage.sharing for stage in found.stages})
+    assert used["tensor_sequence"] >= 2, used
+
+
+@pytest.mark.parametrize(
+    "parallelism", ["single", "data", "pipeline", "tensor", "sequence", "tensor+sequence", "hybrid"]
+)
+def test_a_parallelism_restricts_the_space(parallelism: Parallelism) -> None:
+    sharings: tuple[Sharing, ...] = ("samples", "tensor_sequence", "tensor", "sequence")
+    for seed in range(8):
+        problem = with_heads(_with_heavy_weights(_problem(seed)), heads=3, sequence=6)
+        problem = msgspec.structs.replace(problem, parallelism=parallelism)
+        ways = sharings if parallelism in ("tensor", "sequence") else sharings[:2]
+        plans = [plan for plan in all_plans(problem, sharings=ways) if parallelism_name(plan) == parallelism]
+        if not plans:
+            with pytest.raises(InfeasibleError):
+                exact.plan(problem)
+            continue
+        found = exact.plan(problem)
+        assert parallelism_name(found) == parallelism
+        assert objective_value(found) == pytest.approx(best_value(problem, plans), rel=1e-9), seed
 
 
 def test_cheapest_shares_within_limits_lose_nothing_where_passes_are_proportional(
