@@ -18,6 +18,7 @@ __all__ = [
     "PLAN_SCHEMA",
     "Certificate",
     "Estimate",
+    "Origin",
     "Plan",
     "Sharing",
     "Slice",
@@ -169,6 +170,22 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     considered_n: int
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan was made from, so that another machine can tell whether it has the same.
+
+    Attributes:
+        model_sha256: Hash of the model's profile, with the layer times of the devices below.
+        cluster_sha256: Hash of the cluster of these devices.
+        devices: The devices that might take part.
+        tool_version: Version of greentrain.
+    """
+
+    model_sha256: str
+    cluster_sha256: str
+    devices: tuple[str, ...]
+    tool_version: str
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who computes what, in which share, at which operating point.
 
@@ -186,6 +203,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         estimate: The price (None before pricing).
         certificate: The proof (None for a plan written by hand).
         reasons: Why each device is in or out, in words.
+        origin: What it was made from (None for a plan written by hand or by an older version).
     """
 
     model: str
@@ -201,6 +219,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     estimate: Estimate | None = None
     certificate: Certificate | None = None
     reasons: dict[str, str] = {}
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         require_positive(batch=self.batch, micro_batch=self.micro_batch)
