@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf, sqrt
 from typing import NamedTuple
@@ -26,8 +26,9 @@ from greentrain.planners.candidate import best_of, certified, lower_bound, objec
 from greentrain.planners.cuts import least_cut_j_S
 from greentrain.planners.device_types import DeviceTypes, device_types
 from greentrain.planners.goal import BestGoal, minimising_time
+from greentrain.planners.search_space import all_span_tables
 from greentrain.planners.single import candidates as single_candidates
-from greentrain.planners.span_tables import SpanTables, span_tables
+from greentrain.planners.span_tables import SpanTables
 from greentrain.planners.stage_options import Window
 
 __all__ = ["plan"]
@@ -185,7 +186,10 @@ def _bound(problem: Problem, search: _Beam) -> float:
     tables = CostTables(problem)
     shortest_s = 0.5 * lower_bound(minimising_time(problem)) * problem.batch
     longest_s = min(goal.limit_s(), 1e6 * shortest_s)
-    spans_of = {size: span_tables(problem, search.types, size, tables) for size in problem.micro_batches}
+    spans_of = {
+        size: all_span_tables(problem, search.types, size, tables, by_energy=goal.by_energy)
+        for size in problem.micro_batches
+    }
     heap: list[tuple[float, int, int, Window]] = []
 
     def push(size: int, window: Window) -> None:
@@ -205,17 +209,21 @@ def _bound(problem: Problem, search: _Beam) -> float:
     return goal.value
 
 
-def _least_round_j(problem: Problem, spans: SpanTables, window: Window) -> float:
-    """Joules of a round of the window at least: every unit of rows of every stage on its cheapest device."""
-    time_s_PSR = (spans.forward_s_PSR + spans.backward_s_PSR)[:, :, 1:]
-    busy_s_PSR = time_s_PSR * spans.micro_batches_n + spans.update_s_PS[:, :, None]
-    wait_j_P = np.minimum(spans.wait_w_P * window.low_s, spans.wait_w_P * window.high_s)
-    cost_PSR = busy_s_PSR * spans.rise_w_P[:, None, None] + wait_j_P[:, None, None]
-    per_unit_PSR = np.where(busy_s_PSR <= window.high_s, cost_PSR / np.arange(1, spans.units + 1), np.inf)
-    stage_j_S = spans.units * per_unit_PSR.min(axis=(0, 2)) + least_cut_j_S(problem, spans)
+def _least_round_j(problem: Problem, tables: Sequence[SpanTables], window: Window) -> float:
+    """Joules of a round of the window at least: every unit of every stage on its cheapest device."""
+    spans = tables[0]
+    stage_j_S = np.min([_least_stage_j(own, window) for own in tables], axis=0) + least_cut_j_S(problem, spans)
     least_j_L = np.full(spans.span_LL.shape[0], np.inf)
     least_j_L[0] = 0.0
     for stop in range(1, len(least_j_L)):
-        own = spans.span_LL[:stop, stop]
-        least_j_L[stop] = (least_j_L[:stop] + stage_j_S[own]).min()
+        least_j_L[stop] = (least_j_L[:stop] + stage_j_S[spans.span_LL[:stop, stop]]).min()
     return float(least_j_L[-1])
+
+
+def _least_stage_j(spans: SpanTables, window: Window) -> np.ndarray:
+    time_s_PSR = (spans.forward_s_PSR + spans.backward_s_PSR)[:, :, 1:]
+    busy_s_PSR = time_s_PSR * spans.micro_batches_n + spans.update_s_PSR[:, :, 1:]
+    wait_j_P = np.minimum(spans.wait_w_P * window.low_s, spans.wait_w_P * window.high_s)
+    cost_PSR = busy_s_PSR * spans.rise_w_P[:, None, None] + wait_j_P[:, None, None]
+    per_unit_PSR = np.where(busy_s_PSR <= window.high_s, cost_PSR / np.arange(1, spans.units + 1), np.inf)
+    return np.where(spans.shared_S, spans.units * per_unit_PSR.min(axis=(0, 2)), np.inf)
