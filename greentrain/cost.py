@@ -2,24 +2,28 @@
 
 Nothing else in greentrain prices anything. Energy of a round of T seconds:
 
-    E = Σ_used [ P_busy·t_busy + P_wait·(T − t_busy) + J_tx·bytes_tx + J_rx·bytes_rx ] + Σ_unused,counted P_idle·T
+    E = Σ_used [ P_busy·t_busy + P_wait·(T − t_busy) + J_tx·bytes_tx + J_rx·bytes_rx + J_wake/rounds ]
+        + Σ_unused,counted P_rest·T
+
+with P_rest the sleep power of a device that can sleep, else its idle power. A participant wakes once per job.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import inf
 from typing import NamedTuple
 
 from greentrain.cluster import Cluster
 from greentrain.device import Device
-from greentrain.objective import OPTIMIZER_STATES, Problem
+from greentrain.objective import Objective, Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
+from greentrain.parallel.memory import memory_bytes, most_rows, weight_part
 from greentrain.parallel.pipeline import Step, Transfer, held, round_s, transfer
 from greentrain.parallel.tensor_sequence import pass_s, ring_loads_s
-from greentrain.plan import Estimate, Plan, Stage, common_bytes, ring_part_bytes
+from greentrain.plan import Estimate, Plan, Stage, allowed, common_bytes, parallelism_name, ring_part_bytes
 from greentrain.profile import LayerProfile, interpolate_batch_s
 from greentrain.units import format_quantity
 
@@ -31,11 +35,15 @@ __all__ = [
     "boundary_transfer",
     "device_compute_s",
     "estimate",
+    "job_s",
     "memory_bytes",
     "most_rows",
+    "over_cap_w",
     "stage_price",
     "stage_step",
     "stage_traffic",
+    "unused_power",
+    "wake_j",
     "weight_part",
 ]
 
@@ -130,11 +138,14 @@ def estimate(plan: Plan, problem: Problem, *, tables: CostTables | None = None) 
                 "send": traffic[position].sent_j,
                 "receive": traffic[position].received_j,
             }
+            if (woken_j := wake_j(device, problem)) > 0:
+                energy_j[name]["wake"] = woken_j
             peak_bytes[name] = memory_bytes(stage, position, problem, plan.micro_batch)
     if problem.objective.count_idle_of_unused:
         for device in problem.cluster.devices:
             if device.id not in energy_j:
-                energy_j[device.id] = {"idle": device.power.idle_w * step_s}
+                cause, rest_w = unused_power(device)
+                energy_j[device.id] = {cause: rest_w * step_s}
     round_j = sum(sum(causes.values()) for causes in energy_j.values())
     return Estimate(
         step_s=step_s,
@@ -143,7 +154,7 @@ def estimate(plan: Plan, problem: Problem, *, tables: CostTables | None = None) 
         energy_j=energy_j,
         busy_s=busy_s,
         peak_bytes=peak_bytes,
-        violations=_violations(plan, problem, step_s, round_j, peak_bytes),
+        violations=_violations(plan, problem, step_s, energy_j, peak_bytes),
     )
 
 
@@ -172,12 +183,6 @@ def device_compute_s(stage: Stage, position: int, tables: CostTables, micro_batc
     return tables.compute_s(device, stage.points[position], stage.start, stage.stop, rows)
 
 
-def weight_part(stage: Stage, position: int) -> float:
-    """The part of a stage's weights that a device holds: its heads and columns, or all of them."""
-    split = stage.sharing in ("tensor_sequence", "tensor")
-    return stage.shares[position] / sum(stage.shares) if split else 1.0
-
-
 def _ring_pass_s(stage: Stage, tables: CostTables, micro_batch: int, direction: str) -> float:
     """Seconds of a pass of a micro-batch through a group that shares work inside a sample."""
     problem = tables.problem
@@ -196,57 +201,6 @@ def _ring_pass_s(stage: Stage, tables: CostTables, micro_batch: int, direction: 
         activation_bytes_L=[layer.activation_bytes for layer in problem.model.layers[stage.start : stage.stop]],
         rows=micro_batch, largest_part=max(stage.shares) / sum(stage.shares),
     )  # fmt: skip
-
-
-def memory_bytes(stage: Stage, position: int, problem: Problem, micro_batch: int) -> int:
-    """Peak training memory of one device of a stage: ``MOD + OPT + K·ACT`` and its message buffers.
-
-    MOD is weights and accumulated gradients, OPT the optimizer's state (Asteroid, arXiv 2408.08015). Once nothing
-    is in flight any more, the gradient sum needs a flat copy of the gradients. Heads and columns split the
-    weights, tokens the stash; Megatron's ``tensor`` keeps every layer's input whole on each device. A ring needs two
-    whole activations.
-    """
-    layers = problem.model.layers[stage.start : stage.stop]
-    rows = stage.work_rows(position, micro_batch)
-    fixed, per_row = _memory_terms(stage.start, stage.stop, stage.in_flight, problem)
-    entering = problem.model.layers[stage.start - 1].activation_bytes if stage.start > 0 else problem.model.input_bytes
-    moving = per_row * rows + 2 * (entering + stage.output_bytes) * rows
-    if stage.sharing == "tensor":
-        whole = sum(min(layer.activation_bytes, layer.stash_bytes) for layer in layers)
-        moving += (stage.in_flight * whole + 2 * entering) * (micro_batch - rows)
-    if stage.sharing != "samples":
-        moving += 2 * micro_batch * max(layer.activation_bytes for layer in layers)
-    return ceil(fixed * weight_part(stage, position) + max(moving, stage.sum_bytes))
-
-
-def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Problem, *, group_n: int = 1) -> int:
-    """Most rows of a micro-batch that fit a device's memory; 0 when not even the weights do.
-
-    Args:
-        device: Gives the memory.
-        start: First layer.
-        stop: One past the last layer.
-        in_flight: Micro-batches that the stage holds.
-        problem: Gives the layers.
-        group_n: Devices that share the rows; two or more need room for a gradient sum.
-    """
-    model = problem.model
-    fixed, per_row = _memory_terms(start, stop, in_flight, problem)
-    entering = model.layers[start - 1].activation_bytes if start > 0 else model.input_bytes
-    leaving = model.layers[stop - 1].activation_bytes if stop < len(model.layers) else 0
-    free = device.memory_bytes - fixed
-    if group_n > 1 and free < sum(layer.param_bytes for layer in model.layers[start:stop]):
-        return 0
-    # A byte at least, for layers that neither keep nor hand on anything.
-    return max(free // max(per_row + 2 * (entering + leaving), 1), 0)
-
-
-def _memory_terms(start: int, stop: int, in_flight: int, problem: Problem) -> tuple[int, int]:
-    layers = problem.model.layers[start:stop]
-    trainable = sum(layer.param_bytes for layer in layers)
-    frozen = sum(layer.frozen_bytes for layer in layers)
-    stash = sum(layer.stash_bytes for layer in layers)
-    return trainable * (2 + OPTIMIZER_STATES[problem.optimizer]) + frozen, in_flight * stash
 
 
 def stage_step(stage: Stage, price: StagePrice, cluster: Cluster, micro_batch: int) -> Step:
@@ -345,25 +299,72 @@ def stage_traffic(plan: Plan, index: int, cluster: Cluster) -> list[Traffic]:
     return found
 
 
+def unused_power(device: Device) -> tuple[str, float]:
+    """Cause and watts of a device that takes no part: asleep where it can sleep, else idle."""
+    if device.power.sleep_w is not None:
+        return "sleep", device.power.sleep_w
+    return "idle", device.power.idle_w
+
+
+def wake_j(device: Device, problem: Problem) -> float:
+    """Joules per round of waking a participant once for the job; 0 without a job or where waking costs nothing."""
+    job_samples = problem.objective.job_samples
+    return (device.wake_j or 0.0) * problem.batch / job_samples if job_samples else 0.0
+
+
+def over_cap_w(device: Device, point: str, objective: Objective) -> float:
+    """Watts by which an operating point exceeds the device's cap when it is busy; 0 or less where it is allowed."""
+    return device.curve(point).busy_w - objective.power_cap_w.get(device.id, inf)
+
+
 def _violations(
-    plan: Plan, problem: Problem, step_s: float, round_j: float, peak_bytes: dict[str, int]
+    plan: Plan, problem: Problem, step_s: float, energy_j: dict[str, dict[str, float]], peak_bytes: dict[str, int]
 ) -> tuple[str, ...]:
     found: list[str] = []
+    if not allowed(plan, problem):
+        found.append(f"the parallelism is {parallelism_name(plan)!r}, only {problem.parallelism!r} is wanted")
     for name, needed in peak_bytes.items():
         room = problem.cluster.device(name).memory_bytes
         if needed > room:
             lacking = format_quantity(needed - room, "bytes")
             found.append(f"device {name} lacks {lacking} of memory (needs {format_quantity(needed, 'bytes')})")
+    for stage in plan.stages:
+        for name, point in zip(stage.devices, stage.points, strict=True):
+            device = problem.cluster.device(name)
+            if over_cap_w(device, point, problem.objective) > 0:
+                busy, cap = device.curve(point).busy_w, problem.objective.power_cap_w[name]
+                found.append(
+                    f"device {name} draws {format_quantity(busy, 'power')} at {point}, "
+                    f"its cap is {format_quantity(cap, 'power')}"
+                )
+    return (*found, *_job_violations(plan, problem, step_s, energy_j))
+
+
+def job_s(plan: Plan, problem: Problem, step_s: float) -> float:
+    """Seconds of the whole job: its rounds, after the slowest participant is awake."""
+    assert problem.objective.job_samples is not None
+    awake_s = max(problem.cluster.device(name).wake_s or 0.0 for name in plan.devices)
+    return awake_s + problem.objective.job_samples / plan.batch * step_s
+
+
+def _job_violations(
+    plan: Plan, problem: Problem, step_s: float, energy_j: dict[str, dict[str, float]]
+) -> Iterator[str]:
     objective = problem.objective
-    if objective.job_samples is not None:
-        rounds = objective.job_samples / plan.batch
-        if objective.deadline_s is not None and rounds * step_s > objective.deadline_s:
-            late = format_quantity(rounds * step_s - objective.deadline_s, "time")
-            found.append(f"the deadline is missed by {late} (needs {format_quantity(rounds * step_s, 'time')})")
-        if objective.budget_j is not None and rounds * round_j > objective.budget_j:
-            over = format_quantity(rounds * round_j - objective.budget_j, "energy")
-            found.append(f"the energy budget is exceeded by {over}")
-    return tuple(found)
+    if objective.job_samples is None:
+        return
+    rounds = objective.job_samples / plan.batch
+    needed_s = job_s(plan, problem, step_s)
+    if objective.deadline_s is not None and needed_s > objective.deadline_s:
+        late = format_quantity(needed_s - objective.deadline_s, "time")
+        yield f"the deadline is missed by {late} (needs {format_quantity(needed_s, 'time')})"
+    job_j = {name: rounds * sum(causes.values()) for name, causes in energy_j.items()}
+    if objective.budget_j is not None and sum(job_j.values()) > objective.budget_j:
+        yield f"the energy budget is exceeded by {format_quantity(sum(job_j.values()) - objective.budget_j, 'energy')}"
+    for name, budget_j in objective.device_budget_j.items():
+        if job_j.get(name, 0.0) > budget_j:
+            over = format_quantity(job_j[name] - budget_j, "energy")
+            yield f"device {name} exceeds its energy budget of {format_quantity(budget_j, 'energy')} by {over}"
 
 
 def _prefix(values: Sequence[float]) -> tuple[float, ...]:

@@ -46,7 +46,8 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         rank: Rank of the process; -1 for a device that took no part.
         step: Round, from 0.
         action: ``step`` rows carry a round's energy and length; ``forward``, ``backward``, ``update``, ``send``,
-            ``receive``, ``sum``, ``wait`` and ``idle`` rows are its parts. Only simulated parts have joules.
+            ``receive``, ``sum``, ``wait``, ``wake``, ``idle`` and ``sleep`` rows are its parts. Only simulated parts
+            have joules.
         t_start_s: Seconds since the start of the run.
         duration_s: Seconds.
         energy_j: Joules; None when not measured.
@@ -79,6 +80,7 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 ACTION_CAUSES: dict[str, str] = {
     "forward": "compute", "backward": "compute", "update": "compute",
     "send": "send", "receive": "receive", "sum": "wait", "wait": "wait", "idle": "idle",
+    "sleep": "sleep", "wake": "wake",
 }  # fmt: skip
 
 LEDGER_COLUMNS: tuple[str, ...] = LedgerRow.__struct_fields__

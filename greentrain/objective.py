@@ -26,11 +26,14 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes:
         minimise: energy (J per sample), time (s per sample), edp (their product) or carbon.
         deadline_s: The whole job must end within this time.
-        job_samples: Samples of the whole job; needed for a deadline or an energy budget.
+        job_samples: Samples of the whole job; needed for a deadline or an energy budget. With it waking is priced.
         budget_j: Energy that the whole job may take.
         max_slowdown: The plan may take at most this many times the round of the fastest plan that the planner
             knows (the exhaustive planner knows the fastest of all).
-        count_idle_of_unused: Whether devices that are on but unused count with their idle power.
+        count_idle_of_unused: Whether devices that are on but unused count, with their sleep power where they can
+            sleep, else with their idle power.
+        power_cap_w: Most watts by device; operating points that draw more when busy are not allowed.
+        device_budget_j: Energy that the whole job may take by device, such as a battery's.
     """
 
     minimise: ObjectiveKind = "energy"
@@ -39,11 +42,17 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     budget_j: float | None = None
     max_slowdown: float | None = None
     count_idle_of_unused: bool = False
+    power_cap_w: dict[str, float] = {}
+    device_budget_j: dict[str, float] = {}
 
     def __post_init__(self) -> None:
         require_positive(deadline_s=self.deadline_s, job_samples=self.job_samples, budget_j=self.budget_j)
+        for device, power_w in self.power_cap_w.items():
+            require_positive(**{f"power_cap_w of {device!r}": power_w})
+        for device, energy_j in self.device_budget_j.items():
+            require_positive(**{f"device_budget_j of {device!r}": energy_j})
         require(self.max_slowdown is None or self.max_slowdown >= 1, "max_slowdown must be at least 1")
-        needs_job = self.deadline_s is not None or self.budget_j is not None
+        needs_job = self.deadline_s is not None or self.budget_j is not None or self.device_budget_j
         require(not needs_job or self.job_samples is not None, "a deadline or a budget needs job_samples")
         require_non_negative(deadline_s=self.deadline_s)
 

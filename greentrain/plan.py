@@ -128,7 +128,9 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         step_s: Seconds of one round (one optimizer step).
         samples_per_s: Samples of a round over its time.
         energy_j_per_sample: Joules of a round over its samples.
-        energy_j: Joules of a round by device and by cause (compute, send, receive, wait, idle).
+        energy_j: Joules of a round by device and by cause. Participants: ``compute`` (busy watts), ``wait`` (idle
+            watts at their operating point in the rest of the round), ``send`` and ``receive`` (per byte), ``wake``
+            (once per job, spread over its rounds). Unused devices that count: ``sleep`` where they can, else ``idle``.
         busy_s: Seconds of a round in which each device computes.
         peak_bytes: Peak training memory by device.
         violations: What breaks a limit, in words; empty for a feasible plan.

@@ -27,6 +27,8 @@ from greentrain.cost import (
     estimate,
     stage_price,
     stage_traffic,
+    unused_power,
+    wake_j,
     weight_part,
 )
 from greentrain.errors import UsageError
@@ -49,8 +51,8 @@ def simulate(plan: Plan, problem: Problem, *, run: str = "simulated") -> list[Le
         run: Name written into the rows.
 
     Returns:
-        Rows of the round: forward, backward, send, receive, sum, update, wait (and idle for counted
-        devices without a part), with ``source="modelled"`` and ``meter="simulator"``.
+        Rows of the round: forward, backward, send, receive, sum, update, wait, wake (and idle or sleep
+        for counted devices without a part), with ``source="modelled"`` and ``meter="simulator"``.
 
     Raises:
         UsageError: The action lists wait for each other for ever.
@@ -288,12 +290,15 @@ def _rows(plan: Plan, problem: Problem, clock: _Clock, run: str) -> list[LedgerR
             for action, start_s, duration_s in clock.done[name]:
                 writer.add(action, start_s, duration_s, len(stage.devices))
             writer.wait_until(step_s)
+            if (woken_j := wake_j(problem.cluster.device(name), problem)) > 0:
+                writer.row("wake", 0.0, 0.0, woken_j)
             rows += writer.rows
     if problem.objective.count_idle_of_unused:
         for device in problem.cluster.devices:
             if device.id not in plan.devices:
-                writer = _RowWriter(run, device.id, -1, device.power.idle_w, 0.0, Traffic(0, 0, 0, 0))
-                writer.row("idle", 0.0, step_s, device.power.idle_w * step_s)
+                cause, rest_w = unused_power(device)
+                writer = _RowWriter(run, device.id, -1, rest_w, 0.0, Traffic(0, 0, 0, 0))
+                writer.row(cause, 0.0, step_s, rest_w * step_s)
                 rows += writer.rows
     return rows
 

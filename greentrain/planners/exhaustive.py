@@ -17,7 +17,15 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from greentrain.cost import CostTables, boundary_energy_j, boundary_transfer, most_rows
+from greentrain.cost import (
+    CostTables,
+    boundary_energy_j,
+    boundary_transfer,
+    most_rows,
+    over_cap_w,
+    unused_power,
+    wake_j,
+)
 from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
@@ -236,17 +244,17 @@ class _Search:
         used = {name for part in suffix.parts for name in part.devices}
         if self.must_use is not None and self.must_use not in used:
             return False
-        objective = self.problem.objective
-        if objective.budget_j is None or objective.job_samples is None:
+        if self.problem.objective.job_samples is None and self.problem.parallelism == "any":
             return True
-        rounds = objective.job_samples / self.problem.batch
-        return rounds * self._round_j(suffix, used_all_layers=True) <= objective.budget_j
+        found = assemble(self.problem, "exhaustive", self.micro_batch, suffix.parts, self.tables)
+        assert found.estimate is not None
+        return not found.estimate.violations
 
     def _round_j(self, suffix: _Suffix, *, used_all_layers: bool) -> float:
         wait_w = suffix.wait_w
         if used_all_layers and self.problem.objective.count_idle_of_unused:
             used = {name for part in suffix.parts for name in part.devices}
-            wait_w += sum(d.power.idle_w for d in self.problem.cluster.devices if d.id not in used)
+            wait_w += sum(unused_power(d)[1] for d in self.problem.cluster.devices if d.id not in used)
         return suffix.busy_j + wait_w * suffix.pipe.round_s
 
     def _value(self, suffix: _Suffix, *, used_all_layers: bool) -> float:
@@ -314,7 +322,11 @@ class _Search:
         sum_j *= sum(boundary_energy_j(problem.cluster, names, names))
         columns: list[np.ndarray] = []
         labels: list[tuple[tuple[str, ...], float, float]] = []
-        for points in itertools.product(*(tuple(point.name for point in device.points) for device in devices)):
+        allowed_points = [
+            [point.name for point in device.points if over_cap_w(device, point.name, problem.objective) <= 0]
+            for device in devices
+        ]
+        for points in itertools.product(*allowed_points):
             update_s = [self.tables.update_s(d, p, start, stop) for d, p in zip(devices, points, strict=True)]
             wait_w = 0.0
             busy_j_N = np.full(len(shares_NG), sum_j)
@@ -332,15 +344,19 @@ class _Search:
                 both_s_N = np.maximum(both_s_N, own_NK.sum(axis=1))
                 rounds = problem.batch // self.micro_batch
                 busy_s_N = own_NK.sum(axis=1) * rounds + update_s[position]
-                busy_j_N = busy_j_N + (curve.busy_w - curve.idle_w) * busy_s_N
+                busy_j_N = busy_j_N + (curve.busy_w - curve.idle_w) * busy_s_N + wake_j(device, problem)
                 wait_w += curve.idle_w
             labels.append((points, max(update_s), wait_w))
             update_N = np.full(len(shares_NG), max(update_s))
             wait_N = np.full(len(shares_NG), wait_w)
             own_NC = np.stack([forward_s_N, backward_s_N, both_s_N, update_N, wait_N, busy_j_N], axis=1)
             columns.append(np.concatenate([own_NC, rows_NX], axis=1))
+        if not columns:
+            return
         coordinates_NC = np.concatenate(columns)
-        for row in _pareto(coordinates_NC):
+        # A budget of one device may rule out what is best for all of them.
+        kept = range(len(coordinates_NC)) if problem.objective.device_budget_j else _pareto(coordinates_NC)
+        for row in kept:
             points, longest_s, wait_w = labels[row // len(shares_NG)]
             shares = tuple(int(share) for share in shares_NG[row % len(shares_NG)])
             forward_s, backward_s, both_s, _, _, busy_j = (float(value) for value in coordinates_NC[row, :6])

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from greentrain.cluster import Cluster
-from greentrain.cost import stage_traffic
+from greentrain.cost import stage_traffic, unused_power
 from greentrain.errors import UsageError
 from greentrain.ledger import (
     LedgerRow,
@@ -110,7 +110,7 @@ def complete_rounds(rows: Iterable[LedgerRow], ranks_n: int) -> int:
 
 def counted_rows(rows: Iterable[LedgerRow]) -> list[LedgerRow]:
     """The rows that carry a run's joules: the rounds of its devices, and idle devices that count."""
-    return [row for row in rows if row.action == "step" or (row.action == "idle" and row.rank < 0)]
+    return [row for row in rows if row.action == "step" or (row.action in ("idle", "sleep") and row.rank < 0)]
 
 
 def unused_rows(rows: Sequence[LedgerRow], plan: Plan, cluster: Cluster) -> list[LedgerRow]:
@@ -122,13 +122,14 @@ def unused_rows(rows: Sequence[LedgerRow], plan: Plan, cluster: Cluster) -> list
         return []
     return [
         msgspec.structs.replace(
-            row, device=device.id, rank=-1, action="idle", energy_j=device.power.idle_w * row.duration_s,
-            error_j=None, bytes=0, source="modelled", meter="idle power of the profile",
+            row, device=device.id, rank=-1, action=cause, energy_j=rest_w * row.duration_s,
+            error_j=None, bytes=0, source="modelled", meter=f"{cause} power of the profile",
         )
         for row in rows
         if row.action == "step" and row.rank == 0
         for device in cluster.devices
         if device.id not in plan.devices
+        for cause, rest_w in (unused_power(device),)
     ]  # fmt: skip
 
 
@@ -205,7 +206,7 @@ def _round_lengths(steps: Sequence[LedgerRow]) -> list[float]:
 
 def _causes(name: str, energy_j: float, rows: Sequence[LedgerRow], plan: Plan, cluster: Cluster) -> dict[str, float]:
     if name not in plan.devices:
-        return {"idle": energy_j}
+        return {unused_power(cluster.device(name))[0]: energy_j}
     index = next(number for number, stage in enumerate(plan.stages) if name in stage.devices)
     stage = plan.stages[index]
     position = stage.devices.index(name)

@@ -34,6 +34,7 @@ CAUSES: tuple[str, ...] = (
     "sum",
     "update",
     "wait",
+    "wake",
     "idle",
     "sleep",
 )

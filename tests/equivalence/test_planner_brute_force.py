@@ -8,7 +8,7 @@ import pytest
 from brute_force import all_plans, best_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import make_problem, with_random_network, with_slow_updates
+from problems import make_problem, with_random_network, with_sleep, with_slow_updates
 
 from greentrain.cluster import Link
 from greentrain.cost import estimate
@@ -19,7 +19,9 @@ from greentrain.planners import exhaustive
 from greentrain.planners.candidate import objective_value
 
 KINDS: tuple[ObjectiveKind, ...] = ("energy", "time", "edp", "carbon")
-LIMITS = ("none", "memory", "deadline", "budget", "slowdown", "idle", "several")
+LIMITS = (
+    "none", "memory", "deadline", "budget", "slowdown", "idle", "several", "cap", "battery", "sleep", "parallelism",
+)  # fmt: skip
 
 
 def _random_problem(seed: int) -> Problem:
@@ -46,7 +48,23 @@ def _limited(problem: Problem, plans: list[Plan], limit: str, rng: random.Random
     def binding(values: list[float]) -> float:
         return sorted(values)[rng.randrange(len(values) // 2 + 1)] * 1.000001
 
+    if limit in ("sleep", "battery"):
+        problem = with_sleep(problem, rng)
+        some = [estimate(plan, problem) for plan in plans[:: max(len(plans) // 60, 1)]]
+    if limit == "parallelism":
+        return msgspec.structs.replace(problem, parallelism=rng.choice(["single", "data", "pipeline", "hybrid"]))
     objective = problem.objective
+    if limit == "cap":
+        watts = [curve.busy_w for device in problem.cluster.devices for curve in device.power.curves]
+        caps = {device.id: rng.choice(watts) * 1.000001 for device in problem.cluster.devices[1:]}
+        objective = msgspec.structs.replace(objective, power_cap_w=caps)
+    if limit == "battery":
+        held = [sum(price.energy_j["d0"].values()) for price in some if "d0" in price.energy_j]
+        battery = {"device_budget_j": {"d0": 10 * binding(held)}, "job_samples": 10 * problem.batch}
+        objective = msgspec.structs.replace(objective, **battery)
+    if limit == "sleep":
+        job = {"count_idle_of_unused": True, "job_samples": 10 * problem.batch}
+        objective = msgspec.structs.replace(objective, **job, deadline_s=10 + 10 * binding([p.step_s for p in some]))
     if limit in ("memory", "several"):
         room = int(binding([max(price.peak_bytes.values()) for price in some])) + 1
         members = tuple(msgspec.structs.replace(d, memory_bytes=room) for d in problem.cluster.devices)

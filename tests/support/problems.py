@@ -150,6 +150,18 @@ def with_heads(problem: Problem, *, heads: int = 4, sequence: int = 12, plain_la
     return msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=layers))
 
 
+def with_sleep(problem: Problem, rng: random.Random) -> Problem:
+    """The same devices; some can sleep, and some take time and energy to wake."""
+
+    def sleeping(device: Device) -> Device:
+        power = msgspec.structs.replace(device.power, sleep_w=rng.choice([None, 0.1, 0.5]))
+        wake = rng.choice([(None, None), (2.0, 5.0), (10.0, 300.0)])
+        return msgspec.structs.replace(device, power=power, wake_s=wake[0], wake_j=wake[1])
+
+    members = tuple(sleeping(device) for device in problem.cluster.devices)
+    return msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, devices=members))
+
+
 def with_slow_updates(problem: Problem, rng: random.Random) -> Problem:
     """Optimizer steps that differ much by layer, so that the tails of the stages matter."""
     times = (

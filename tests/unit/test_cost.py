@@ -29,6 +29,8 @@ from greentrain.parallel.pipeline import (
 )
 from greentrain.planners.candidate import Part
 from greentrain.profile import interpolate_batch_s
+from greentrain.simulator import simulate, to_estimate
+from greentrain.units import format_quantity
 
 
 def _problem(seed: int = 1, **more: object) -> Problem:
@@ -302,6 +304,67 @@ def test_violations_say_what_is_lacking() -> None:
     assert memory.startswith("device d0 lacks ")
     assert deadline.startswith("the deadline is missed by ")
     assert budget.startswith("the energy budget is exceeded by ")
+
+
+def test_caps_and_batteries_are_named() -> None:
+    base = make_problem(1, devices=2, points=2)
+    d0 = base.cluster.device("d0")
+    low, high = sorted(curve.busy_w for curve in d0.power.curves)
+    middle = (low + high) / 2
+    objective = Objective(power_cap_w={"d0": middle}, device_budget_j={"d1": 1e-3}, job_samples=8000)
+    problem = msgspec.structs.replace(base, objective=objective)
+    found: list[tuple[str, ...]] = []
+    for point in ("p0", "p1"):
+        plan = plan_of(problem, 4, [Part(0, 2, ("d0",), (4,), (point,)), Part(2, 4, ("d1",), (4,), ("p0",))])
+        price = estimate(plan, problem)
+        found.append(price.violations)
+        over_j = 1000 * sum(price.energy_j["d1"].values()) - 1e-3
+        assert price.violations[-1].startswith("device d1 exceeds its energy budget of ")
+        assert price.violations[-1].endswith(format_quantity(over_j, "energy"))
+    assert [len(violations) for violations in found] == [2, 1]
+    assert found[0][0] == (
+        f"device d0 draws {format_quantity(high, 'power')} at p0, its cap is {format_quantity(middle, 'power')}"
+    )
+    with pytest.raises(ValueError, match="power_cap_w of 'd0' is 0"):
+        Objective(power_cap_w={"d0": 0.0})
+    with pytest.raises(ValueError, match="needs job_samples"):
+        Objective(device_budget_j={"d0": 5.0})
+
+
+def test_only_the_wanted_parallelism_is_allowed() -> None:
+    problem = _problem(parallelism="data")
+    plan = plan_of(problem, 4, [Part(0, 2, ("d0",), (4,), ("p0",)), Part(2, 4, ("d1",), (4,), ("p0",))])
+    assert estimate(plan, problem).violations == ("the parallelism is 'pipeline', only 'data' is wanted",)
+    assert estimate(plan, msgspec.structs.replace(problem, parallelism="pipeline")).violations == ()
+
+
+def test_sleeping_and_waking() -> None:
+    objective = Objective(count_idle_of_unused=True, job_samples=80, deadline_s=1000.0)
+    base = make_problem(1, devices=3, objective=objective)
+    d0, d1, d2 = base.cluster.devices
+    members = (
+        msgspec.structs.replace(d0, wake_j=50.0, wake_s=999.0),
+        msgspec.structs.replace(d1, power=msgspec.structs.replace(d1.power, sleep_w=0.25)),
+        msgspec.structs.replace(d2, wake_j=70.0),
+    )
+    problem = msgspec.structs.replace(base, cluster=msgspec.structs.replace(base.cluster, devices=members))
+    plan = plan_of(problem, 4, [Part(0, 4, ("d0",), (4,), ("p0",))])
+    price = estimate(plan, problem)
+    # Ten rounds in the job; who takes no part is not woken.
+    assert price.energy_j["d0"]["wake"] == pytest.approx(5.0)
+    assert price.energy_j["d1"] == {"sleep": pytest.approx(0.25 * price.step_s)}
+    assert price.energy_j["d2"] == {"idle": pytest.approx(d2.power.idle_w * price.step_s)}
+    slow = msgspec.structs.replace(problem, objective=msgspec.structs.replace(objective, deadline_s=999.0))
+    assert price.violations == ()
+    (missed,) = estimate(plan, slow).violations
+    assert missed.startswith(f"the deadline is missed by {format_quantity(10 * price.step_s, 'time')}")
+    # Without a job nobody knows how long waking lasts.
+    no_job = msgspec.structs.replace(problem, objective=Objective())
+    assert "wake" not in estimate(plan, no_job).energy_j["d0"]
+    rows = simulate(plan, problem)
+    assert {row.action for row in rows if row.rank == -1} == {"sleep", "idle"}
+    assert to_estimate(rows, plan, problem).energy_j["d0"]["wake"] == pytest.approx(5.0)
+    assert to_estimate(rows, plan, problem).round_energy_j == pytest.approx(price.round_energy_j, rel=1e-6)
 
 
 def test_shared_tables_change_nothing() -> None:
