@@ -13,17 +13,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from greentrain.fits import Fit, MeanFit, Task, monotone_mean, physical_mean, with_residuals, wrong_way_noise
+from greentrain.fits import Fit, MeanFit, Quantity, Task, monotone_mean, physical_mean, with_residuals, wrong_way_noise
 from greentrain.transfer import foreignness, likeness, transfer_fit
 
 __all__ = ["Chosen", "Data", "choose"]
 
 _FOLDS = 10
 _REPLAYS = 12
+_REPLAYED_POINTS = 32
 # Half-normal errors mixed in: as many as make a band trustworthy without any replay.
 _MIXED = 12
-# How far time and power may depart from the physical mean, as a ratio: freely, or hardly.
-_DEPARTURE, _SLIGHT = 0.08, 0.03
+# How far the truth may depart from its mean, as a ratio: freely (power keeps closer to physics than time), or hardly.
+_DEPARTURE: dict[Quantity, float] = {"time": 0.08, "power": 0.06}
+_SLIGHT = 0.03
 # From this many observations on, leave-one-out can tell that the physical mean needs no help.
 _MANY = 6
 # A spline through fewer says no more than a straight line.
@@ -129,9 +131,11 @@ def _fits(data: Data, names: Sequence[str]) -> dict[str, Fit]:
         found["transfer"] = transfer_fit(data.prior_JA, weight_J, data.z_N, x_AF, noise_N)
     if "gp" in names or "physical" in names:
         physical = physical_mean(data.task, data.x_NF, data.z_N, data.x_QF)
-        found |= {"gp": around(physical, _DEPARTURE), "physical": around(physical, _SLIGHT)}
+        found |= {"gp": around(physical, _DEPARTURE[data.task.quantity]), "physical": around(physical, _SLIGHT)}
     if "monotone" in names:
-        found["monotone"] = around(monotone_mean(data.task, data.x_NF, data.z_N, data.x_QF), _DEPARTURE)
+        found["monotone"] = around(
+            monotone_mean(data.task, data.x_NF, data.z_N, data.x_QF), _DEPARTURE[data.task.quantity]
+        )
     return {name: found[name]._replace(noise=noise) for name in names}
 
 
@@ -178,16 +182,19 @@ def _replays(data: Data, names: Sequence[str]) -> dict[str, _Errors]:
     unseen_Q = apart_QN.min(axis=1) > 1e-9
     if len(data.prior_JA) < 2 or not unseen_Q.any():
         return dict.fromkeys(names, none)
-    n, count = len(data.z_N), int(unseen_Q.sum())
+    # Few of many points are enough for a spread.
+    told = np.flatnonzero(unseen_Q)[:: 1 + (int(unseen_Q.sum()) - 1) // _REPLAYED_POINTS]
+    n, count = len(data.z_N), len(told)
+    columns = np.append(np.arange(n), n + told)
     weight_J = likeness(data.prior_JA, data.z_N, level_counts=data.level_counts)
     errors: dict[str, list[_Errors]] = {name: [] for name in names}
     for sweep in np.argsort(-weight_J, kind="stable")[:_REPLAYS]:
         log_A = data.prior_JA[sweep]
-        part = data._replace(z_N=log_A[:n], x_QF=data.x_QF[unseen_Q])
-        part = part._replace(prior_JA=np.delete(data.prior_JA, sweep, axis=0)[:, np.append(np.ones(n, bool), unseen_Q)])
+        part = data._replace(z_N=log_A[:n], x_QF=data.x_QF[told])
+        part = part._replace(prior_JA=np.delete(data.prior_JA, sweep, axis=0)[:, columns])
         for name, fit in _fits(part, names).items():
             sd_Q = np.sqrt(np.maximum(np.diag(fit.cov_QQ), 0.0) + fit.noise**2)
-            errors[name].append(_Errors(fit.log_Q - log_A[n:][unseen_Q], sd_Q, np.full(count, weight_J[sweep] / count)))
+            errors[name].append(_Errors(fit.log_Q - log_A[n:][told], sd_Q, np.full(count, weight_J[sweep] / count)))
     return {
         name: _Errors(*(np.concatenate(column) for column in zip(*rows, strict=True))) for name, rows in errors.items()
     }

@@ -29,6 +29,7 @@ __all__ = ["PointObservation", "PointPosterior", "first_points", "fit_points"]
 
 # A left-out observation that is off by this ratio, and by this many standard deviations, is odd.
 _ODD_LOG, _ODD_SD = 0.25, 4.0
+_MOST_DIRECTIONS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,8 @@ class PointPosterior:
         """
         random = np.random.default_rng(seed)
         time_SP, power_SP = (
-            random.standard_normal((count, len(cov_PP))) @ _root(cov_PP)
-            for cov_PP in (self.time_cov_PP, self.power_cov_PP)
+            random.standard_normal((count, len(root_RP))) @ root_RP
+            for root_RP in (_root(self.time_cov_PP), _root(self.power_cov_PP))
         )
         return self.time_s_P * np.exp(time_SP), self.power_w_P * np.exp(power_SP)
 
@@ -306,9 +307,23 @@ def _told(chosen: Chosen) -> str:
 
 
 def _root(cov_PP: np.ndarray) -> np.ndarray:
-    """A matrix R with R^T R = the covariance, which may be singular."""
-    value_R, vector_PR = np.linalg.eigh(cov_PP)
-    return (vector_PR * np.sqrt(np.maximum(value_R, 0.0))).T
+    """A matrix R with R^T R = the covariance: Cholesky by the largest remaining variance, until next to none is left.
+
+    The covariance may be singular, and smooth ones of many points need few rows (pivoted incomplete Cholesky;
+    Harbrecht, Peters and Schneider, 2012).
+    """
+    left_P = np.maximum(np.diag(cov_PP).copy(), 0.0)
+    least = 1e-9 * float(left_P.max(initial=0.0))
+    root_RP = np.zeros((min(len(cov_PP), _MOST_DIRECTIONS), len(cov_PP)))
+    for row in range(len(root_RP)):
+        pivot = int(left_P.argmax())
+        if left_P[pivot] <= least:
+            return root_RP[:row]
+        rest_P = cov_PP[pivot] - root_RP[:row, pivot] @ root_RP[:row]
+        root_RP[row] = rest_P / np.sqrt(left_P[pivot])
+        left_P = np.maximum(left_P - root_RP[row] ** 2, 0.0)
+        left_P[pivot] = 0.0
+    return root_RP
 
 
 def _unit(value_PF: np.ndarray) -> np.ndarray:

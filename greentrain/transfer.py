@@ -62,10 +62,12 @@ def align_sweep(s_AF: np.ndarray, s_MF: np.ndarray, z_M: np.ndarray) -> Aligned 
         x_AF = s_AF - s_AF.max(axis=0) + x_DF.max(axis=0) if scaled else s_AF
         inside_A = ((x_AF >= x_DF.min(axis=0) - _SAME) & (x_AF <= x_DF.max(axis=0) + _SAME)).all(axis=1)
         if inside_A.mean() >= (0.6 if scaled else 0.9):
-            log_A = kriged(x_DF, z_D, x_AF)
             apart_AD = np.abs(x_AF[:, None, :] - x_DF[None, :, :]).max(axis=2)
-            exact_A = apart_AD.min(axis=1) < _SAME
-            return Aligned(np.where(exact_A, z_D[apart_AD.argmin(axis=1)], log_A), scaled)
+            log_A = z_D[apart_AD.argmin(axis=1)]
+            between_A = apart_AD.min(axis=1) >= _SAME
+            if between_A.any():
+                log_A[between_A] = kriged(x_DF, z_D, x_AF[between_A])
+            return Aligned(log_A, scaled)
     return None
 
 

@@ -88,6 +88,24 @@ def test_draws_are_joint_and_reproducible() -> None:
     assert np.corrcoef(np.log(time_s_SP[:, left]), np.log(time_s_SP[:, left + 1]))[0, 1] > 0.5
 
 
+def test_draws_of_many_points_have_the_covariance_of_the_posterior() -> None:
+    many = [
+        OperatingPoint(name=f"c{cpu}g{gpu}", cpu_hz=cpu * 1e8, gpu_hz=gpu * 1e8)
+        for cpu in range(4, 24)
+        for gpu in range(2, 18)
+    ]
+
+    def truth(point: OperatingPoint) -> PointObservation:
+        gpu, cpu = (point.gpu_hz or 0) / 17e8, (point.cpu_hz or 0) / 23e8
+        return PointObservation(point, 0.1 + 1 / gpu + 0.3 / cpu, 3 + 9 * gpu**3 + 2 * cpu)
+
+    fit, time_s_P, _ = fit_few(many, truth, 6)
+    assert np.median(np.abs(fit.time_s_P / time_s_P - 1)) < 0.05
+    log_SP = np.log(fit.draws(3000)[0])
+    told, drawn = np.sqrt(np.diag(fit.time_cov_PP)), log_SP.std(axis=0)
+    assert np.abs(drawn - told).max() < 0.1 * told.max()
+
+
 def test_draws_stay_within_the_band_about_as_often_as_it_says() -> None:
     fit, _, _ = fit_few(CLOCKS, clocked, 3)
     _, power_w_SP = fit.draws(4000)
