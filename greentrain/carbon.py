@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
-from greentrain._checks import require_non_negative
+from greentrain._checks import require, require_non_negative
+from greentrain.errors import InfeasibleError, UsageError
+from greentrain.units import format_quantity
 
-__all__ = ["J_PER_KWH", "Intensity", "co2e_kg"]
+__all__ = ["J_PER_KWH", "Intensity", "IntensitySeries", "cleanest_start_s", "co2e_kg"]
 
 J_PER_KWH = 3.6e6
 
@@ -28,6 +31,79 @@ class Intensity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         require_non_negative(kg_per_kwh=self.kg_per_kwh)
+
+
+class IntensitySeries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Carbon intensity over time, constant from one instant to the next. Axis N: intervals.
+
+    Attributes:
+        edge_s: Seconds since 1970 UTC at which the intervals begin, and at which the last one ends (N + 1), rising.
+        kg_per_kwh_N: Kilograms of CO2e per kilowatt-hour of each interval.
+        source: Who says so.
+    """
+
+    edge_s: tuple[float, ...]
+    kg_per_kwh_N: tuple[float, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        require(len(self.kg_per_kwh_N) > 0, "a series needs at least one interval")
+        require(len(self.edge_s) == len(self.kg_per_kwh_N) + 1, "a series needs one edge more than values")
+        require(bool(np.all(np.diff(self.edge_s) > 0)), "the times of a series must rise")
+        for value in self.kg_per_kwh_N:
+            require_non_negative(kg_per_kwh=value)
+
+    def mean(self, start_s: float, stop_s: float) -> Intensity:
+        """Mean intensity between two instants, for a load that is constant.
+
+        Raises:
+            UsageError: The series does not cover them.
+        """
+        if not self.edge_s[0] <= start_s < stop_s <= self.edge_s[-1]:
+            raise UsageError(
+                f"{self.source}: does not cover the {format_quantity(stop_s - start_s, 'time')} of the job.",
+                hint="Give a longer series, or an earlier deadline.",
+            )
+        area = self.area(np.array([start_s, stop_s]))
+        value = float((area[1] - area[0]) / (stop_s - start_s))
+        return Intensity(kg_per_kwh=value, place="given", year=None, source=self.source)
+
+    def area(self, time_s: np.ndarray) -> np.ndarray:
+        """Integral of the intensity from the first edge, kg·s/kWh; linear between edges."""
+        edge_s = np.asarray(self.edge_s)
+        area = np.concatenate([[0.0], np.cumsum(np.asarray(self.kg_per_kwh_N) * np.diff(edge_s))])
+        return np.interp(time_s, edge_s, area)
+
+
+def cleanest_start_s(series: IntensitySeries, duration_s: float, *, earliest_s: float, deadline_s: float) -> float:
+    """When a job of constant power emits least; the earliest of equally clean starts.
+
+    Between two instants at which its start or its end crosses an edge the emission is linear in the start, so
+    trying those instants and both ends is exact.
+
+    Args:
+        series: Intensity over time.
+        duration_s: Length of the job.
+        earliest_s: Seconds since 1970 UTC before which it cannot start.
+        deadline_s: Seconds since 1970 UTC at which it must have ended.
+
+    Raises:
+        InfeasibleError: The job is longer than the time until the deadline.
+        UsageError: The series covers less than the job.
+    """
+    late_s = earliest_s + duration_s - deadline_s
+    if late_s > 0:
+        raise InfeasibleError(
+            f"the deadline is missed by {format_quantity(late_s, 'time')} even when started at once.",
+            hint="Give a later deadline.",
+        )
+    latest_s = min(deadline_s, series.edge_s[-1]) - duration_s
+    series.mean(earliest_s, earliest_s + duration_s)
+    edge_s = np.asarray(series.edge_s)
+    starts_s = np.concatenate([[earliest_s, latest_s], edge_s, edge_s - duration_s])
+    starts_s = np.unique(starts_s[(starts_s >= earliest_s) & (starts_s <= latest_s)])
+    area = series.area(starts_s + duration_s) - series.area(starts_s)
+    return float(starts_s[np.flatnonzero(area <= area.min() * (1 + 1e-12))[0]])
 
 
 def co2e_kg(energy_j: float, intensity: Intensity) -> float:

@@ -1,4 +1,4 @@
-"""Intensity of the grid: the user's value, then codecarbon's tables, then the world average. No network."""
+"""Intensity of the grid: the user's value or series, codecarbon's tables, the world average. No network."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import logging
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
 
-from greentrain.carbon import Intensity
+from greentrain.carbon import Intensity, IntensitySeries
 from greentrain.errors import UsageError
+from greentrain.files import read_csv
 
-__all__ = ["WORLD_AVERAGE", "intensity"]
+__all__ = ["WORLD_AVERAGE", "intensity", "intensity_series", "parse_utc"]
 
 WORLD_AVERAGE = Intensity(
     kg_per_kwh=0.475,
@@ -84,3 +87,55 @@ def _quiet(name: str) -> Generator[None, None, None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def intensity_series(path: Path) -> IntensitySeries:
+    """A user's series of grid intensity, such as an hourly one of a grid operator.
+
+    The first column whose name starts with ``time`` or ``date`` holds ISO 8601 instants (UTC where no zone is
+    given), the first one whose name has ``intensity``, ``co2`` or ``kwh`` grams of CO2e per kilowatt-hour. A value
+    holds until the next row; the last one as long as the one before.
+
+    Raises:
+        UsageError: No such file or columns, a cell is no instant or number, or the times do not rise.
+    """
+    header, rows = read_csv(path)
+    names = [name.strip().lower() for name in header]
+    at = next((index for index, name in enumerate(names) if name.startswith(("time", "date"))), None)
+    signs = ("intensity", "co2", "co₂", "kwh")
+    value = next((index for index, name in enumerate(names) if any(sign in name for sign in signs)), None)
+    if at is None or value is None or at == value:
+        raise UsageError(
+            f"{path}: columns are {', '.join(header)}, expected a time and grams of CO2e per kWh.",
+            hint="Write the header: time,g_per_kwh",
+        )
+    edge_s: list[float] = []
+    kg_per_kwh: list[float] = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            edge_s.append(parse_utc(row[at], where=f"{path}: line {number}"))
+            kg_per_kwh.append(float(row[value]) / 1e3)
+        except (IndexError, ValueError) as error:
+            raise UsageError(f"{path}: line {number} is {','.join(row)!r}, expected a time and a number.") from error
+    if len(edge_s) < 2:
+        raise UsageError(f"{path}: has {len(edge_s)} rows, expected at least two.")
+    try:
+        return IntensitySeries(
+            edge_s=(*edge_s, 2 * edge_s[-1] - edge_s[-2]), kg_per_kwh_N=tuple(kg_per_kwh),
+            source=f"{path.name}, column {header[value].strip()!r}",
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}.", hint="Sort the rows by time.") from error
+
+
+def parse_utc(text: str, *, where: str) -> float:
+    """Seconds since 1970 of an ISO 8601 instant; UTC where it names no zone.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        found = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    except ValueError as error:
+        raise UsageError(f"{where}: {text!r} is not an instant.", hint="Write it as 2026-05-01T14:00Z.") from error
+    return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
