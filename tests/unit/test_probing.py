@@ -150,14 +150,14 @@ def test_the_same_input_gives_the_same_proposal() -> None:
 
 
 def test_sixty_points_take_no_time() -> None:
-    """The aim is 50 ms; the best of five keeps a busy machine from failing."""
+    """The aim is 50 ms; the thread's own time, the best of five, since the machine may be busy."""
     random = np.random.default_rng(0)
     believed = Believed(list(random.uniform(1, 2, 60)), list(random.uniform(5, 9, 60)), time_sd=[0.2] * 60)
     taken_s: list[float] = []
     for _ in range(5):
-        start_s = time.perf_counter()
+        start_s = time.thread_time()
         assert propose(believed, [0, 1]).index is not None
-        taken_s.append(time.perf_counter() - start_s)
+        taken_s.append(time.thread_time() - start_s)
     assert min(taken_s) < 0.05
 
 

@@ -120,8 +120,8 @@ METHODS: dict[str, tuple[_Method, bool, int]] = {
     "active, other workloads as prior": (active, True, 0),
     "active, no prior": (active, False, 0),
     "random, best measured": (random_measured, False, 1000),
-    "random, same fits, with prior": (random_fitted, True, 2),
-    "random, same fits, no prior": (random_fitted, False, 2),
+    "random, same fits, with prior": (random_fitted, True, 1),
+    "random, same fits, no prior": (random_fitted, False, 1),
 }
 
 
