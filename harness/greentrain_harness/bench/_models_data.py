@@ -22,7 +22,7 @@ class Sweep(NamedTuple):
     Attributes:
         device: The device type.
         workload: What ran; sizes of one workload are alike.
-        size: Batch or matrix size, and whatever else tells its sweeps apart.
+        size: Batch or matrix size, then whatever else tells its sweeps apart, behind a space.
         observed: One observation per point, settings rising.
         has_power: Whether the watts were measured; else they are 1.
     """

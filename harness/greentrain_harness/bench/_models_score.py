@@ -17,7 +17,10 @@ PRIORS: dict[str, Callable[[Sweep, Sweep], bool]] = {
     "none": lambda sweep, other: False,
     "other workloads": lambda sweep, other: other.device == sweep.device and other.workload != sweep.workload,
     "other sizes": lambda sweep, other: (
-        other.device == sweep.device and other.workload == sweep.workload and other.size != sweep.size
+        other.device == sweep.device
+        and other.workload == sweep.workload
+        # The same batch with another optimizer would tell too much.
+        and other.size.split()[0] != sweep.size.split()[0]
     ),
     "other devices": lambda sweep, other: other.device != sweep.device and other.workload != sweep.workload,
 }
