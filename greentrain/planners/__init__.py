@@ -26,6 +26,11 @@ PLANNERS: dict[str, tuple[str, str]] = {
     "data": ("greentrain.planners.data", "all devices share the rows in proportion to their speed"),
     "data-equal": ("greentrain.planners.data_equal", "all devices take equally many rows"),
     "pipeline": ("greentrain.planners.pipeline", "one device per stage, balanced"),
+    "tensor": ("greentrain.planners.tensor", "all devices take equally many heads and columns"),
+    "sequence": ("greentrain.planners.sequence", "all devices take equally many tokens of every sample"),
+    "tensor-sequence": ("greentrain.planners.tensor_sequence", "Galaxy: heads, columns and tokens by speed and memory"),
+    "dapple": ("greentrain.planners.dapple", "the fastest hybrid pipeline if all devices were alike"),
+    "asteroid": ("greentrain.planners.asteroid", "the fastest hybrid pipeline over all devices"),
 }
 
 
