@@ -161,8 +161,8 @@ class _Turn(NamedTuple):
         entry_s: Until the first of the suffix's devices has its rows.
         down_s: Until all of them have.
         up_s: From the end of their backward to the end of the head's.
-        near_s: Down to the suffix's first stage and back.
-        trip_s: Down to the last stage and back.
+        there_s: The transfer down and back.
+        behind_s: From the end of the head's forward, down to the last stage and back to its backward.
         fill_s: Forwards in front of the suffix, per micro-batch.
         drain_s: Backwards, per micro-batch.
     """
@@ -170,22 +170,25 @@ class _Turn(NamedTuple):
     entry_s: float
     down_s: float
     up_s: float
-    near_s: float
-    trip_s: float
+    there_s: float
+    behind_s: float
     fill_s: float
     drain_s: float
 
 
 def _turn(head: Step, link: Transfer, pipe: Pipe) -> _Turn:
     begin_s = head.forward_s + link.forward_latency_s
-    up_s = link.backward_latency_s + link.up_s + head.backward_s
-    near_s = begin_s + link.down_s + pipe.both_s + up_s
+    latency_s = link.forward_latency_s + link.backward_latency_s
+    first_s, last_s = largest(link.right_in_s, link.down_air_s), largest(link.right_out_s, link.up_air_s)
+    # Rows that come to a group's devices one after another are handed on while the others still come: the time
+    # of its ports adds up, or that of the ports in front of it, but the wait in front and the one behind do not.
+    there_s = latency_s + largest(link.down_s + last_s, first_s + link.up_s)
     return _Turn(
-        entry_s=begin_s + largest(link.right_in_s, link.down_air_s),
+        entry_s=begin_s + first_s,
         down_s=begin_s + link.down_s,
-        up_s=up_s,
-        near_s=near_s,
-        trip_s=near_s + pipe.beyond_s,
+        up_s=link.backward_latency_s + link.up_s + head.backward_s,
+        there_s=there_s,
+        behind_s=pipe.both_s + largest(there_s, latency_s + first_s + last_s + pipe.beyond_s),
         fill_s=largest(link.down_s, head.forward_s),
         drain_s=largest(link.up_s, head.backward_s),
     )
@@ -198,7 +201,7 @@ def prepended(head: Step, link: Transfer, pipe: Pipe, micro_batches_n: int) -> P
     sums_air_s = head.air_s + pipe.sums_air_s
     aligned_s = _aligned_s(head, link, pipe, turn, micro_batches_n)
     k_r = _in_flight(pipe.stages_n, micro_batches_n)
-    there_s = link.down_s + link.up_s + link.forward_latency_s + link.backward_latency_s + pipe.both_s
+    near_s = head.forward_s + turn.there_s + pipe.both_s + head.backward_s
     return Pipe(
         stages_n=pipe.stages_n + 1,
         aligned_s=aligned_s,
@@ -211,9 +214,9 @@ def prepended(head: Step, link: Transfer, pipe: Pipe, micro_batches_n: int) -> P
             turn.entry_s + (k_r - 1) * turn.fill_s + (micro_batches_n - 1) * link.up_s + link.right_out_s + pipe.tail_s,
         ),
         both_s=head.both_s,
-        middle_s=there_s + pipe.middle_s if pipe.stages_n > 1 else pipe.middle_s,
-        beyond_s=there_s + pipe.beyond_s,
-        last_s=largest(turn.near_s + (k_r - 1) * turn.drain_s + tail_s, turn.down_s + pipe.last_s),
+        middle_s=turn.there_s + pipe.both_s + pipe.middle_s if pipe.stages_n > 1 else pipe.middle_s,
+        beyond_s=turn.behind_s,
+        last_s=largest(near_s + (k_r - 1) * turn.drain_s + tail_s, turn.down_s + pipe.last_s),
         tail_s=tail_s,
         out_s=link.left_out_s + head.ring_port_s,
         in_s=link.left_in_s + head.ring_port_s,
@@ -232,22 +235,24 @@ def _aligned_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> f
     air_s = link.down_air_s + link.up_air_s + pipe.air_s
     # Gradients from behind pass r's port before its K-th activations, activations after its K-th last gradients.
     overtaken_s = pipe.in_s + pipe.out_s if k_r >= _in_flight(max(n - 1, 1), m) + 2 else 0.0
+    own_s = head.forward_s + head.backward_s
+    near_s, trip_s = own_s + turn.there_s + pipe.both_s, own_s + turn.behind_s
     short_s = turn.entry_s + pipe.both_s + turn.up_s
     phases_s = turn.fill_s + turn.drain_s
     return largest(
         m * head.both_s,
-        turn.down_s + pipe.aligned_s + turn.up_s,
+        head.forward_s + turn.there_s + pipe.aligned_s + head.backward_s,
         # The head's own passes include its rings once.
         head.forward_s + head.backward_s + m * air_s + (m - 1) * head.ring_air_s,
-        turn.trip_s + (k_h - 1) * largest(turn.fill_s, turn.drain_s) + (m - k_h) * largest(wire_s, head.both_s),
-        turn.trip_s + (k_r - 1) * largest(link.right_in_s, pipe.in_s) + (m - k_r) * in_s,
-        turn.trip_s + (k_r - 1) * largest(link.right_out_s, pipe.out_s) + (m - k_r) * out_s,
+        trip_s + (k_h - 1) * largest(turn.fill_s, turn.drain_s) + (m - k_h) * largest(wire_s, head.both_s),
+        trip_s + (k_r - 1) * largest(link.right_in_s, pipe.in_s) + (m - k_r) * in_s,
+        trip_s + (k_r - 1) * largest(link.right_out_s, pipe.out_s) + (m - k_r) * out_s,
         short_s + pipe.middle_s + (k_2 - 1) * phases_s + (m - k_2) * wire_s,
         short_s + (k_r - 1) * phases_s + largest(
             (k_h - k_r) * largest(head.forward_s, head.backward_s) + (m - k_h) * head.both_s,
             (m - k_r) * wire_s,
             (m - k_r) * largest(in_s, out_s) + overtaken_s,
-            turns_n * turn.near_s + rest_n * pipe.both_s,
+            turns_n * near_s + rest_n * pipe.both_s,
         ),
     )  # fmt: skip
 
@@ -255,11 +260,12 @@ def _aligned_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> f
 def _late_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> float:
     """Seconds from the first to the last micro-batch that enters the suffix."""
     k_h, k_r = _in_flight(pipe.stages_n + 1, m), _in_flight(pipe.stages_n, m)
+    near_s = head.forward_s + turn.there_s + pipe.both_s + head.backward_s
     return largest(
         (m - 1) * head.forward_s + (m - k_h) * head.backward_s,
         (m - 1) * link.down_s,
         (m - 1) * pipe.out_s + (m - k_r) * link.right_out_s,
-        (k_r - 1) * turn.fill_s + (m - k_r) // (k_h - k_r + 1) * turn.near_s,
+        (k_r - 1) * turn.fill_s + (m - k_r) // (k_h - k_r + 1) * near_s,
     )
 
 
