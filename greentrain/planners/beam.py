@@ -28,7 +28,7 @@ from greentrain.planners.device_types import DeviceTypes, device_types
 from greentrain.planners.goal import BestGoal, minimising_time
 from greentrain.planners.search_space import all_span_tables
 from greentrain.planners.single import candidates as single_candidates
-from greentrain.planners.span_tables import SpanTables
+from greentrain.planners.span_tables import SpanTables, counted_w
 from greentrain.planners.stage_options import Window
 
 __all__ = ["plan"]
@@ -181,8 +181,7 @@ def _bound(problem: Problem, search: _Beam) -> float:
     """A value that no plan on the whole cluster beats; windows are split where the bound is least."""
     goal = BestGoal(problem)
     goal.value = objective_value(search.best) if search.best is not None else inf
-    counted_w = sum(device.power.idle_w for device in problem.cluster.devices)
-    base_w = counted_w if problem.objective.count_idle_of_unused else 0.0
+    base_w = counted_w(problem)
     tables = CostTables(problem)
     shortest_s = 0.5 * lower_bound(minimising_time(problem)) * problem.batch
     longest_s = min(goal.limit_s(), 1e6 * shortest_s)
@@ -223,7 +222,7 @@ def _least_round_j(problem: Problem, tables: Sequence[SpanTables], window: Windo
 def _least_stage_j(spans: SpanTables, window: Window) -> np.ndarray:
     time_s_PSR = (spans.forward_s_PSR + spans.backward_s_PSR)[:, :, 1:]
     busy_s_PSR = time_s_PSR * spans.micro_batches_n + spans.update_s_PSR[:, :, 1:]
-    wait_j_P = np.minimum(spans.wait_w_P * window.low_s, spans.wait_w_P * window.high_s)
+    wait_j_P = np.minimum(spans.more_w_P * window.low_s, spans.more_w_P * window.high_s)
     cost_PSR = busy_s_PSR * spans.rise_w_P[:, None, None] + wait_j_P[:, None, None]
     per_unit_PSR = np.where(busy_s_PSR <= window.high_s, cost_PSR / np.arange(1, spans.units + 1), np.inf)
     return np.where(spans.shared_S, spans.units * per_unit_PSR.min(axis=(0, 2)), np.inf)

@@ -10,10 +10,11 @@ from math import prod
 
 import numpy as np
 
+from greentrain.cost import over_cap_w
 from greentrain.device import Device
-from greentrain.objective import Problem
+from greentrain.objective import Objective, Problem
 
-__all__ = ["DeviceTypes", "device_types"]
+__all__ = ["DeviceTypes", "allowed_points", "device_types"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +69,26 @@ class DeviceTypes:
         return np.where((left_UUT >= 0).all(axis=2), left_UUT @ strides_T, -1).astype(np.int32)
 
 
+def allowed_points(device: Device, objective: Objective) -> list[str]:
+    """The device's operating points within its power cap."""
+    return [point.name for point in device.points if over_cap_w(device, point.name, objective) <= 0]
+
+
 def device_types(problem: Problem) -> DeviceTypes:
     """Group the devices that no term of the cost model can tell apart.
 
-    A device that an explicit link names is a type of its own.
+    A device that an explicit link names is a type of its own. Devices whose power cap is below all of their
+    operating points are left out.
     """
-    cluster = problem.cluster
+    cluster, objective = problem.cluster, problem.objective
     linked = {end for link in cluster.links for end in (link.src, link.dst)}
     groups: dict[object, list[Device]] = {}
     for device in cluster.devices:
+        if not allowed_points(device, objective):
+            continue
+        limits = (objective.power_cap_w.get(device.id), objective.device_budget_j.get(device.id))
         own = device.id if device.id in linked else None
-        key = (device.kind, device.memory_bytes, device.points, device.power, device.wake_s, device.wake_j, own)
+        key = (device.kind, device.memory_bytes, device.points, device.power, device.wake_s, device.wake_j, limits, own)
         groups.setdefault(repr(key), []).append(device)
     return DeviceTypes(
         names_T=tuple(tuple(device.id for device in members) for members in groups.values()),

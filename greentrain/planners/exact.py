@@ -62,6 +62,7 @@ def plan(
 
     Raises:
         InfeasibleError: No plan satisfies the constraints.
+        NotSupportedError: The cluster has too many devices of too many types.
     """
     goal = BestGoal(problem, gap_ratio=gap_ratio)
     space = SearchSpace(problem, goal, must_use=must_use, must_avoid=must_avoid)

@@ -33,7 +33,8 @@ class Labels:
         start: First layer that is covered.
         used: Count vector of the devices in use.
         busy_j: Joules above waiting per round.
-        wait_w: Waiting watts.
+        wait_w: Waiting watts, above those that count anyway.
+        most_s: Longest round that the devices' own energy budgets allow.
         option: Option of the first stage.
         parent: Row of the label behind the first stage, −1 for a last stage.
     """
@@ -43,6 +44,7 @@ class Labels:
     used: np.ndarray
     busy_j: np.ndarray
     wait_w: np.ndarray
+    most_s: np.ndarray
     option: np.ndarray
     parent: np.ndarray
 
@@ -78,6 +80,7 @@ def first_labels(options: Options, rows: np.ndarray, start_S: np.ndarray, micro_
         used=own.group_O,
         busy_j=own.busy_j,
         wait_w=own.wait_w,
+        most_s=own.most_s,
         option=rows,
         parent=np.full(len(rows), -1),
     )
@@ -107,6 +110,7 @@ def longer_labels(
         used=used_N,
         busy_j=behind.busy_j + own.busy_j + link_j,
         wait_w=behind.wait_w + own.wait_w,
+        most_s=np.minimum(behind.most_s, own.most_s),
         option=option_N,
         parent=label_N,
     )
@@ -125,7 +129,7 @@ def undominated_labels(
         by_energy: Whether joules matter.
     """
     columns = [*(getattr(labels.pipe, name) for name in _PIPE_FIELDS)]
-    columns += [head.sent_rows, head.taken_rows, head.copies]
+    columns += [head.sent_rows, head.taken_rows, head.copies, -np.minimum(labels.most_s, 1e300)]
     if by_energy:
         columns += [labels.round_j(window.low_s), labels.round_j(window.high_s)]
     differing = [column for column in columns if len(column) and (column != column[0]).any()]

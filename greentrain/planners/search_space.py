@@ -8,21 +8,24 @@ from math import inf
 import numpy as np
 
 from greentrain.cost import CostTables
-from greentrain.errors import InfeasibleError
+from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_s
 from greentrain.plan import Plan, Sharing, allowed
 from greentrain.planners.cuts import Cuts, least_cut_j_S
 from greentrain.planners.device_types import DeviceTypes, device_types
 from greentrain.planners.goal import Goal
-from greentrain.planners.span_tables import SpanTables, span_tables
+from greentrain.planners.span_tables import SpanTables, counted_w, span_tables
 from greentrain.planners.stage_bounds import StageBounds, least_fill_s, stage_bounds
 from greentrain.planners.stage_options import OptionMaker, Options, Window
+from greentrain.units import format_quantity
 
 __all__ = ["SearchSpace", "Tables", "all_span_tables"]
 
 # Problems with fewer ways to share single stages are searched over all shares.
 _MOST_ALLOCATIONS = 100_000
+# Sets of devices, counted by type, whose tables fit in memory.
+_MOST_VECTORS = 1024
 
 
 @dataclass
@@ -66,6 +69,10 @@ class SearchSpace:
         must_U: Which vectors hold the device that must be used; None without a wish.
         base_w: Watts of all devices while on but unused, where that counts.
         tables_of: By micro-batch size.
+
+    Raises:
+        NotSupportedError: There are too many sets of devices.
+        InfeasibleError: The model cannot be shared as asked.
     """
 
     problem: Problem
@@ -86,14 +93,22 @@ class SearchSpace:
     def __post_init__(self) -> None:
         self.cost_tables = CostTables(self.problem)
         self.types = device_types(self.problem)
+        if not self.types.names_T:
+            raise InfeasibleError(
+                "every operating point of every device is above its power cap.", hint=_least_caps(self.problem)
+            )
         if self.must_avoid is not None:
             self.types = self.types.without(self.must_avoid)
+        if self.types.vectors_n > _MOST_VECTORS:
+            raise NotSupportedError(
+                f"the exact planner would face {self.types.vectors_n} sets of devices, its limit is {_MOST_VECTORS}.",
+                hint="Use --planner beam, or fewer devices (--exclude).",
+            )
         self.counts_UT = self.types.counts_UT()
         self.without_UU = self.types.without_UU()
         if self.must_use is not None:
             self.must_U = self.counts_UT[:, self.types.type_of(self.must_use)] > 0
-        if self.problem.objective.count_idle_of_unused:
-            self.base_w = sum(device.power.idle_w for device in self.problem.cluster.devices)
+        self.base_w = counted_w(self.problem)
         self.tables_of = {size: self._tables(size) for size in sorted(self.problem.micro_batches, reverse=True)}
         spans = next(iter(self.tables_of.values())).spans
         self._open_US = _open_US(self.problem.parallelism, self.counts_UT, spans)
@@ -125,7 +140,7 @@ class SearchSpace:
     def longest_round_s(self, micro_batch: int) -> float:
         """No round of interest is longer: its devices would wait for too many joules, or no limit would hold."""
         spans = self.tables_of[micro_batch].spans
-        least_w = self.base_w + min(float(spans.wait_w_P.min()), 0.0 if self.base_w else inf)
+        least_w = self.base_w + min(float(spans.more_w_P.min()), 0.0 if self.base_w else inf)
         limit_j = self.goal.limit_j(0.0)
         by_waiting_s = limit_j / least_w if least_w > 0 and self.goal.by_energy else inf
         return min(by_waiting_s, self._all_in_turn_s(spans), self.goal.limit_s())
@@ -153,6 +168,15 @@ class SearchSpace:
         wanted &= self.must_avoid not in plan.devices and allowed(plan, self.problem)
         if wanted and not price.violations:
             self.goal.offer(plan)
+
+
+def _least_caps(problem: Problem) -> str:
+    """What the caps would have to be at least."""
+    least = [
+        f"{device.id}={format_quantity(min(device.curve(point.name).busy_w for point in device.points), 'power')}"
+        for device in problem.cluster.devices
+    ]
+    return f"The smallest caps that leave an operating point: {', '.join(least)}."
 
 
 def all_span_tables(

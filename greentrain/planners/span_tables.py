@@ -8,20 +8,25 @@ some heads or tokens of every sample.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 import msgspec
 import numpy as np
 
-from greentrain.cost import CostTables, memory_bytes, most_rows
+from greentrain.cost import CostTables, memory_bytes, most_rows, unused_power, wake_j
+from greentrain.device import Device
 from greentrain.objective import Problem
 from greentrain.plan import Sharing, Stage, shares_total
-from greentrain.planners.device_types import DeviceTypes
+from greentrain.planners.device_types import DeviceTypes, allowed_points
 
-__all__ = ["SpanTables", "most_units_TS", "share_step", "span_tables"]
+__all__ = ["SpanTables", "budget_round_j", "counted_w", "most_units_TS", "share_step", "span_tables"]
 
 # A stage is shared out in at most this many units, so that large micro-batches stay searchable.
 _MOST_UNITS = 32
-_PER_SLOT = ("type_P", "forward_s_PSR", "backward_s_PSR", "update_s_PSR", "rise_w_P", "wait_w_P")
+_PER_SLOT = (
+    "type_P", "forward_s_PSR", "backward_s_PSR", "update_s_PSR", "rise_w_P", "wait_w_P", "unused_w_P", "wake_j_P",
+    "budget_j_P",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,10 @@ class SpanTables:
         backward_s_PSR: Backward seconds per micro-batch.
         update_s_PSR: Optimizer seconds per round.
         rise_w_P: Busy watts above waiting watts.
-        wait_w_P: Waiting watts, above those of the device when it is on but unused and that counts.
+        wait_w_P: Waiting watts.
+        unused_w_P: Watts of the device when it takes no part, where that counts; else 0.
+        wake_j_P: Joules per round of waking it.
+        budget_j_P: Joules per round that its own budget leaves; infinite without one.
     """
 
     sharing: Sharing
@@ -65,6 +73,14 @@ class SpanTables:
     update_s_PSR: np.ndarray
     rise_w_P: np.ndarray
     wait_w_P: np.ndarray
+    unused_w_P: np.ndarray
+    wake_j_P: np.ndarray
+    budget_j_P: np.ndarray
+
+    @property
+    def more_w_P(self) -> np.ndarray:
+        """Waiting watts above those that count anyway."""
+        return self.wait_w_P - self.unused_w_P
 
     @property
     def splits_weights(self) -> bool:
@@ -82,6 +98,22 @@ class SpanTables:
     def slots_of(self, device_type: int) -> list[int]:
         """The slots of a device type: one per allowed operating point."""
         return [slot for slot, owner in enumerate(self.type_P) if owner == device_type]
+
+
+def budget_round_j(device: Device, problem: Problem) -> float:
+    """Joules per round that a device's own budget leaves; infinite without one."""
+    objective = problem.objective
+    budget_j = objective.device_budget_j.get(device.id)
+    if budget_j is None or objective.job_samples is None:
+        return inf
+    return budget_j * problem.batch / objective.job_samples
+
+
+def counted_w(problem: Problem) -> float:
+    """Watts of all devices while they take no part, where that counts; else 0."""
+    if not problem.objective.count_idle_of_unused:
+        return 0.0
+    return sum(unused_power(device)[1] for device in problem.cluster.devices)
 
 
 def share_step(total: int) -> int:
@@ -117,7 +149,11 @@ def span_tables(
         return None
     step = share_step(total)
     part_R = np.arange(total // step + 1) * step / total
-    slots = [(index, point.name) for index, device in enumerate(types.device_T) for point in device.points]
+    slots = [
+        (index, point)
+        for index, device in enumerate(types.device_T)
+        for point in allowed_points(device, problem.objective)
+    ]
     splits = sharing in ("tensor_sequence", "tensor")
     forward_s_PSR = np.zeros((len(slots), len(spans), len(part_R)))
     backward_s_PSR, update_s_PSR = np.zeros_like(forward_s_PSR), np.zeros_like(forward_s_PSR)
@@ -132,9 +168,9 @@ def span_tables(
         own_s_S = update_s_L[stop_S] - update_s_L[start_S]
         update_s_PSR[number] = own_s_S[:, None] * (part_R if splits else 1.0)
     curves = [types.device_T[index].curve(point) for index, point in slots]
-    # A device in use no longer counts as an idle one.
+    owners = [types.device_T[index] for index, _ in slots]
+    # A device in use no longer counts as an unused one.
     counted = problem.objective.count_idle_of_unused
-    unused_w_P = np.array([types.device_T[index].power.idle_w * counted for index, _ in slots])
     params_L = np.cumsum([0, *(layer.param_bytes for layer in layers)])
     found = SpanTables(
         sharing=sharing,
@@ -153,7 +189,10 @@ def span_tables(
         backward_s_PSR=backward_s_PSR,
         update_s_PSR=update_s_PSR,
         rise_w_P=np.array([curve.busy_w - curve.idle_w for curve in curves]),
-        wait_w_P=np.array([curve.idle_w for curve in curves]) - unused_w_P,
+        wait_w_P=np.array([curve.idle_w for curve in curves]),
+        unused_w_P=np.array([unused_power(device)[1] * counted for device in owners]),
+        wake_j_P=np.array([wake_j(device, problem) for device in owners]),
+        budget_j_P=np.array([budget_round_j(device, problem) for device in owners]),
     )
     return found.slots(_useful_slots(found, by_energy=by_energy))
 

@@ -56,8 +56,9 @@ class Options:
         backward_s: Slowest device's backward seconds per micro-batch.
         both_s: Forward and backward seconds of the device that is slowest in both together.
         tail_s: Gradient sum and slowest update per round.
-        busy_j: Joules above waiting per round, the gradient sum's bytes included.
-        wait_w: Waiting watts of the group.
+        busy_j: Joules above waiting per round, those of waking and of what the group sends inside included.
+        wait_w: Waiting watts of the group, above those that count anyway.
+        most_s: Longest round that the devices' own energy budgets allow.
         sent_rows: Most rows, or parts of rows, that one device hands over at a cut.
         taken_rows: Most that one device takes.
         copies: How often the group needs every row: once, or once per device.
@@ -77,6 +78,7 @@ class Options:
     tail_s: np.ndarray
     busy_j: np.ndarray
     wait_w: np.ndarray
+    most_s: np.ndarray
     sent_rows: np.ndarray
     taken_rows: np.ndarray
     copies: np.ndarray
@@ -117,7 +119,7 @@ class OptionMaker:
         spans = self.spans
         self._time_s_PSR = spans.forward_s_PSR + spans.backward_s_PSR
         busy_s_PSR = self._time_s_PSR * spans.micro_batches_n + spans.update_s_PSR
-        self._busy_j_PSR = busy_s_PSR * spans.rise_w_P[:, None, None]
+        self._busy_j_PSR = busy_s_PSR * spans.rise_w_P[:, None, None] + spans.wake_j_P[:, None, None]
 
     def group_sum(self, group: int) -> _GroupSum:
         """The gradient sum of a group over every span; all of it is affine in the bytes."""
@@ -239,7 +241,7 @@ class OptionMaker:
         beside_s_PSR = np.maximum(spans.update_s_PSR + sum_s_S[:, None], fill_s_S[:, None])
         in_time_PSR = self._time_s_PSR * spans.micro_batches_n + beside_s_PSR <= window.high_s
         in_memory_PSR = (units_R <= caps_TS[spans.type_P][:, :, None]) & spans.shared_S[:, None]
-        wait_j_P = np.minimum(spans.wait_w_P * window.low_s, spans.wait_w_P * window.high_s)
+        wait_j_P = np.minimum(spans.more_w_P * window.low_s, spans.more_w_P * window.high_s)
         cost_PSR = np.where(in_time_PSR & in_memory_PSR, self._busy_j_PSR + wait_j_P[:, None, None], np.inf)
         cost_PSR[:, :, 0] = np.inf
         found = [
@@ -328,7 +330,7 @@ class OptionMaker:
         spans = self.spans
         own_N = self._group_terms(rows)
         update_s_N = spans.update_s_PSR[rows.slot_NG, rows.span_N[:, None], 1].max(axis=1)
-        wait_w_N = spans.wait_w_P[rows.slot_NG].sum(axis=1)
+        wait_w_N = spans.more_w_P[rows.slot_NG].sum(axis=1)
         beside_s_N = np.maximum(own_N.seconds_S + update_s_N, fill_s_US[rows.group_N, rows.span_N])
         limit_s_N = (window.high_s - beside_s_N) / spans.micro_batches_n
         spare_j_N = budget_US[rows.group_N, rows.span_N] - own_N.joules_S
@@ -360,7 +362,8 @@ class OptionMaker:
                 both_s=both_s,
                 tail_s=own_N.seconds_S + spans.update_s_PSR[own_NG].max(axis=1),
                 busy_j=self._busy_j_PSR[own_NG].sum(axis=1) + own_N.joules_S,
-                wait_w=spans.wait_w_P[rows.slot_NG].sum(axis=1),
+                wait_w=spans.more_w_P[rows.slot_NG].sum(axis=1),
+                most_s=self._most_s(rows, units_NG, own_N.joules_S),
                 sent_rows=np.full(len(units_NG), spans.micro_batch / group_n) if whole else largest_rows,
                 taken_rows=np.full(len(units_NG), float(spans.micro_batch)) if whole else largest_rows,
                 copies=np.full(len(units_NG), float(group_n if whole else 1)),
@@ -370,6 +373,19 @@ class OptionMaker:
                 sharing=np.full(len(units_NG), SHARINGS.index(spans.sharing)),
             )
         ]
+
+    def _most_s(self, rows: StageRows, units_NG: np.ndarray, inside_j_N: np.ndarray) -> np.ndarray:
+        """Longest round in which no device of the group exceeds its own budget, cuts at their least joules."""
+        spans = self.spans
+        budget_j_NG = spans.budget_j_P[rows.slot_NG]
+        if np.isinf(budget_j_NG).all():
+            return np.full(len(units_NG), np.inf)
+        left_j_NG = budget_j_NG - self._busy_j_PSR[rows.slot_NG, rows.span_N[:, None], units_NG]
+        left_j_NG -= (inside_j_N / rows.slot_NG.shape[1])[:, None]
+        left_j_NG -= units_NG / spans.units * least_port_j_S(self.problem, spans)[rows.span_N][:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            most_s_NG = np.where(left_j_NG < 0, -1.0, left_j_NG / spans.wait_w_P[rows.slot_NG])
+        return np.nan_to_num(most_s_NG, nan=np.inf, posinf=np.inf).min(axis=1)
 
     def _group_terms(self, rows: StageRows) -> _GroupSum:
         """What the groups of some rows send inside, one entry per row."""
@@ -440,6 +456,18 @@ def _stacked(listed: Sequence[StageRows]) -> StageRows:
     return StageRows(*(np.concatenate(columns) for columns in zip(*listed, strict=True)))
 
 
+def least_port_j_S(problem: Problem, spans: SpanTables) -> np.ndarray:
+    """Joules per round of all that a stage hands over and takes at its cuts, at least; cheapest links."""
+    cluster, layers = problem.cluster, problem.model.layers
+    links = (cluster.default_link, *cluster.links)
+    tx_j, rx_j = min(link.tx_j_per_byte for link in links), min(link.rx_j_per_byte for link in links)
+    down_L = [0, *(layer.activation_bytes for layer in layers[:-1]), 0]
+    up_L = [0, *(layer.gradient_bytes for layer in layers[:-1]), 0]
+    down, up = np.array(down_L, dtype=np.float64), np.array(up_L, dtype=np.float64)
+    before_S = down[spans.start_S] * rx_j + up[spans.start_S] * tx_j
+    return problem.batch * (before_S + down[spans.stop_S] * tx_j + up[spans.stop_S] * rx_j)
+
+
 def joined(found: Sequence[Options], places_n: int) -> Options:
     """All options in one."""
     empty = {"slot_OG": np.zeros((0, places_n), dtype=np.int32), "units_OG": np.zeros((0, places_n), dtype=np.int32)}
@@ -455,6 +483,7 @@ def undominated(options: Options, window: Window, *, by_energy: bool) -> Options
     compared = ("forward_s", "backward_s", "both_s", "tail_s", "sent_rows", "taken_rows", "copies", "air_s",
                 "ring_port_s", "ring_air_s")  # fmt: skip
     columns: list[np.ndarray] = [getattr(options, name) for name in compared]
+    columns.append(-np.minimum(options.most_s, 1e300))
     if by_energy:
         columns += [options.busy_j + options.wait_w * window.low_s, options.busy_j + options.wait_w * window.high_s]
     key_O = options.span_O.astype(np.int64) * (int(options.group_O.max(initial=0)) + 1) + options.group_O
