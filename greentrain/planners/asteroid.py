@@ -31,10 +31,11 @@ from greentrain.planners.pareto import undominated_rows
 
 __all__ = ["candidates", "fastest_of", "fastest_parts", "plan"]
 
-# Up to so many layers × devices every cut is tried, and so many suffixes are kept per state.
-_EVERY_CUT = 640
+# Up to so many layers × devices, so many suffixes are kept per state; beyond, only the fastest one.
+_ALL_SUFFIXES = 640
 _MOST_SUFFIXES = 16
-# Larger spaces are first searched over so many cuts of the layers and of the devices.
+# Up to so many layers × devices every cut is tried; beyond, so many cuts of each, then those around the best.
+_EVERY_CUT = 1600
 _GRID_CUTS = 32
 _SLACK = 1 + 1e-9
 # Seconds of a layer on no device: above all limits, but finite, as differences are taken.
@@ -96,13 +97,25 @@ class _Found(NamedTuple):
 
 
 def _found(runs: DeviceRuns) -> _Found | None:
-    """Over every cut where that is little work; else over some cuts, then around the best plan's, ever nearer."""
+    """Over every cut where that is little work; else around the best of some cuts, then over every one if it can be."""
+    size = runs.layers_n * len(runs.devices)
+    every_layer, every_device = range(runs.layers_n + 1), range(len(runs.devices) + 1)
+    if size <= _ALL_SUFFIXES:
+        return _Search(runs, every_layer, every_device, inf, _MOST_SUFFIXES).run()
+    best = _near_best(runs)
+    if size > _EVERY_CUT:
+        return best
+    limit_s = best.round_s / _SLACK if best else inf
+    return _Search(runs, every_layer, every_device, limit_s, 1).run() or best
+
+
+def _near_best(runs: DeviceRuns) -> _Found | None:
+    """The best of evenly spread cuts, then of those around it, ever nearer."""
     layers_n, devices_n = runs.layers_n, len(runs.devices)
-    if layers_n * devices_n <= _EVERY_CUT:
-        return _Search(runs, range(layers_n + 1), range(devices_n + 1), inf, _MOST_SUFFIXES).run()
     kinds = (place for place in range(1, devices_n) if runs.type_D[place] != runs.type_D[place - 1])
     device_cuts = sorted({*_grid(devices_n), *itertools.islice(kinds, _GRID_CUTS)})
-    best = _Search(runs, _grid(layers_n), device_cuts, inf, 1).run()
+    layer_cuts = _cheap_cuts([layer.activation_bytes for layer in runs.problem.model.layers])
+    best = _Search(runs, layer_cuts, device_cuts, inf, 1).run()
     move = ceil(max(layers_n, devices_n) / _GRID_CUTS)
     while best is not None and move >= 1:
         layer_cuts = _near([part.stop for part in best.parts], move, layers_n)
@@ -117,6 +130,18 @@ def _found(runs: DeviceRuns) -> _Found | None:
 def _grid(count: int) -> list[int]:
     """Evenly spread cut positions, 0 and the end among them."""
     return [*range(0, count, ceil(count / _GRID_CUTS)), count]
+
+
+def _cheap_cuts(activation_bytes_L: Sequence[int]) -> list[int]:
+    """Spread cut positions, each the one of its neighbourhood that least crosses; 0 and the end among them."""
+    inner = range(1, len(activation_bytes_L))
+    width = ceil(len(activation_bytes_L) / _GRID_CUTS)
+    windows = (inner[start : start + width] for start in range(0, len(inner), width))
+    return [
+        0,
+        *(min(window, key=lambda cut: activation_bytes_L[cut - 1]) for window in windows),
+        len(activation_bytes_L),
+    ]
 
 
 def _near(cuts: Iterable[int], move: int, count: int) -> list[int]:

@@ -201,6 +201,24 @@ def test_asteroid_on_many_devices_and_layers_is_no_slower_than_data_parallelism(
     assert _price_s(plan) < _price_s(data.plan(problem))
 
 
+def test_a_bounded_search_comes_near_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    worst = 1.0
+    for seed in range(4):
+        problem = make_problem(seed, devices=3, layers=13, batch=24, micro_batches=(6,))
+        twins = [msgspec.structs.replace(d, id=f"{d.id}n{n}") for d in problem.cluster.devices for n in range(3)]
+        cluster = msgspec.structs.replace(problem.cluster, devices=tuple(twins), links=())
+        problem = msgspec.structs.replace(problem, cluster=cluster)
+        best_s = _price_s(asteroid.plan(problem))
+        for limits in ({"_ALL_SUFFIXES": 0}, {"_ALL_SUFFIXES": 0, "_EVERY_CUT": 0, "_GRID_CUTS": 5}):
+            with monkeypatch.context() as patch:
+                for name, value in limits.items():
+                    patch.setattr(asteroid, name, value)
+                bounded_s = _price_s(asteroid.plan(problem))
+            assert bounded_s >= best_s * (1 - 1e-9)
+            worst = max(worst, bounded_s / best_s)
+    assert worst < 1.15
+
+
 def test_slow_links_count_for_whole_groups() -> None:
     problem = make_problem(4, devices=3, layers=5, batch=24, micro_batches=(6,), objective=Objective(minimise="time"))
     slow = [Link(src=a, dst=b, bandwidth_bytes_per_s=1e4) for a, b in (("d0", "d2"), ("d2", "d0"))]
