@@ -23,6 +23,9 @@ __all__ = ["SpanTables", "budget_round_j", "counted_w", "most_units_TS", "share_
 
 # A stage is shared out in at most this many units, so that large micro-batches stay searchable.
 _MOST_UNITS = 32
+# Coarser units than this many are avoided.
+_FEWEST_UNITS = 8
+_MOST_SINGLE_UNITS = 256
 _PER_SLOT = (
     "type_P", "forward_s_PSR", "backward_s_PSR", "update_s_PSR", "rise_w_P", "wait_w_P", "unused_w_P", "wake_j_P",
     "budget_j_P",
@@ -117,8 +120,14 @@ def counted_w(problem: Problem) -> float:
 
 
 def share_step(total: int) -> int:
-    """Rows, heads or tokens per share unit: 1 for a few, else the least divisor that leaves few enough units."""
-    return next(step for step in range(1, total + 1) if total % step == 0 and total // step <= _MOST_UNITS)
+    """Rows, heads or tokens per share unit: the least that divides them into few enough units.
+
+    A total without such a divisor, as a prime, is shared out in single ones while these are searchable at all.
+    """
+    fits = [step for step in range(1, total + 1) if total % step == 0 and total // step <= _MOST_UNITS]
+    if total // fits[0] >= min(total, _FEWEST_UNITS):
+        return fits[0]
+    return next(step for step in range(1, total + 1) if total % step == 0 and total // step <= _MOST_SINGLE_UNITS)
 
 
 def span_tables(

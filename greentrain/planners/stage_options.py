@@ -279,10 +279,10 @@ class OptionMaker:
         waiting = 0
         for group in groups.tolist():
             spans = np.flatnonzero((budget_US[group] > -np.inf) & self.spans.shared_S)
-            slots = self._slot_choices(self.counts_UT[group].tolist())
-            if len(spans) == 0 or not slots:
+            if len(spans) == 0:
                 continue
-            for slots_CG in np.array_split(np.array(slots), max(len(slots) * len(spans) // _CHUNK, 1)):
+            all_CG = self._slot_choices(self.counts_UT[group].tolist())
+            for slots_CG in np.array_split(all_CG, max(len(all_CG) * len(spans) // _CHUNK, 1)):
                 span_N = np.repeat(spans, len(slots_CG))
                 listed.append(StageRows(span_N, np.full(len(span_N), group), np.tile(slots_CG, (len(spans), 1))))
                 waiting += len(span_N)
@@ -316,12 +316,15 @@ class OptionMaker:
             dtype=np.float64,
         )
 
-    def _slot_choices(self, counts: Sequence[int]) -> list[tuple[int, ...]]:
+    def _slot_choices(self, counts: Sequence[int]) -> np.ndarray:
+        """Every choice of operating points for the devices of a group, one row of slots each."""
         per_type = [
-            list(itertools.combinations_with_replacement(self.spans.slots_of(index), count))
+            np.array(list(itertools.combinations_with_replacement(self.spans.slots_of(index), count)), dtype=np.int32)
             for index, count in enumerate(counts)
+            if count
         ]
-        return [tuple(itertools.chain(*chosen)) for chosen in itertools.product(*per_type)]
+        rows = np.indices([len(slots) for slots in per_type]).reshape(len(per_type), -1)
+        return np.concatenate([slots[row] for slots, row in zip(per_type, rows, strict=True)], axis=1)
 
     def _priced(
         self, rows: StageRows, window: Window, budget_US: np.ndarray, fill_s_US: np.ndarray, caps_TS: np.ndarray, *,

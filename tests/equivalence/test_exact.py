@@ -18,6 +18,7 @@ from greentrain.objective import Objective, ObjectiveKind, Parallelism, Problem
 from greentrain.plan import Plan, Sharing, parallelism_name
 from greentrain.planners import beam, exact, search_space
 from greentrain.planners.candidate import objective_value
+from greentrain.planners.span_tables import share_step
 
 KINDS: tuple[ObjectiveKind, ...] = ("energy", "time", "edp", "carbon")
 
@@ -199,3 +200,9 @@ def test_an_interrupted_search_returns_the_best_plan_so_far(monkeypatch: pytest.
     found = exact.plan(problem)
     assert _bound(found) <= best < inf
     assert objective_value(found) >= best * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(("total", "units"), [(1, 1), (16, 16), (32, 32), (48, 24), (128, 32), (197, 197)])
+def test_shares_come_in_whole_units_that_are_few_or_single(total: int, units: int) -> None:
+    assert total // share_step(total) == units
+    assert total % share_step(total) == 0
