@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+
 from greentrain.cli._models_plan import is_predicted, plan_findings
+from greentrain.explain import Explanation, Reason
 from greentrain.objective import Problem
 from greentrain.plan import Plan, parallelism_name
 from greentrain.units import format_quantity
 
-__all__ = ["plan_text", "price_line"]
+__all__ = ["explanation_text", "plan_text", "price_line"]
 
 
 def price_line(plan: Plan) -> str:
@@ -50,8 +54,39 @@ def plan_text(plan: Plan, problem: Problem) -> str:
         lines += ["", f"Proof: {_proof(plan)}"]
     if plan.reasons:
         lines += ["", "Why these devices:"]
-        lines += [f"  {device}: {reason}" for device, reason in plan.reasons.items()]
+        lines += [f"  {devices}: {reason}" for devices, reason in _together(plan.reasons)]
     return "\n".join(lines)
+
+
+def _together(reasons: dict[str, str]) -> Iterable[tuple[str, str]]:
+    """Devices of the same reason in one line."""
+    devices: defaultdict[str, list[str]] = defaultdict(list)
+    for device, reason in reasons.items():
+        devices[reason].append(device)
+    return ((", ".join(names), reason) for reason, names in devices.items())
+
+
+def explanation_text(explanation: Explanation) -> str:
+    """Limits, runners-up and changes in a few lines; the devices' reasons are the plan's own."""
+    lines = ["What the limits cost:", *_mattering(explanation.limits, "no limit binds")]
+    if explanation.runners_up:
+        lines += ["", "Next best:", *(f"  {reason.sentence}" for reason in explanation.runners_up)]
+    if explanation.changes:
+        lines += ["", "What would help:", *_mattering(explanation.changes, "")]
+    if not explanation.whole:
+        lines.append("  (asked among the plan's devices and those named; the whole cluster would take too long)")
+    if explanation.cut_short:
+        lines.append(f"  (not told in time: {', '.join(explanation.cut_short)})")
+    return "\n".join(lines)
+
+
+def _mattering(reasons: Iterable[Reason], nothing: str) -> list[str]:
+    """The answers that matter; the others in one line."""
+    lines = [f"  {reason.sentence}" for reason in reasons if reason.matters]
+    others = [reason.topic for reason in reasons if not reason.matters]
+    if nothing and not lines and others:
+        return [f"  {nothing} (asked: {', '.join(others)})"]
+    return [*lines, f"  {', '.join(others)}: nothing changes"] if others else lines
 
 
 def _remarks(plan: Plan, problem: Problem) -> list[str]:

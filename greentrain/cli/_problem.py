@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -14,9 +15,9 @@ from greentrain.cli._cluster import load_cluster
 from greentrain.cli._common import say
 from greentrain.cluster import Cluster
 from greentrain.cluster_file import ClusterFile
-from greentrain.errors import UsageError
+from greentrain.errors import InfeasibleError, UsageError
 from greentrain.files import read_json
-from greentrain.objective import Objective, Optimizer, Problem
+from greentrain.objective import Objective, Optimizer, Parallelism, Problem
 from greentrain.plan import PLAN_SCHEMA, Plan, check_cluster, check_model
 from greentrain.profile import LayerTimes, ModelProfile
 from greentrain.profile_files import model_names, read_model_profile
@@ -70,10 +71,16 @@ def select_devices(
     Without ``--simulated`` only devices that can run are kept, unless no device can.
 
     Raises:
-        UsageError: An unknown device is named, or none is left.
+        UsageError: An unknown device is named.
+        InfeasibleError: A device is both included and excluded, or none is left.
     """
     for name in (*include, *exclude):
         cluster.device(name)
+    both = [name for name in include if name in exclude]
+    if both:
+        raise InfeasibleError(
+            f"--include and --exclude both name {', '.join(both)}.", hint=f"Leave out --exclude {both[0]}."
+        )
     runnable = {entry.id for entry in file.device if entry.can_run}
     left_out: dict[str, str] = {}
     for device in cluster.devices:
@@ -85,7 +92,7 @@ def select_devices(
             left_out[device.id] = "cannot run here (a catalogue device without launch); --simulated plans with it"
     kept = tuple(device.id for device in cluster.devices if device.id not in left_out)
     if not kept:
-        raise UsageError("no device is left to plan with.", hint="Relax --include and --exclude.")
+        raise InfeasibleError("no device is left to plan with.", hint=f"Leave out --exclude {next(iter(exclude))}.")
     return Selection(cluster=cluster.restricted_to(kept), left_out=left_out)
 
 
@@ -175,6 +182,7 @@ def make_problem(
     batch: int,
     micro_batches: Iterable[int],
     optimizer: Optimizer,
+    parallelism: Parallelism | Literal["any"] = "any",
 ) -> Problem:
     """A checked problem.
 
@@ -189,6 +197,7 @@ def make_problem(
             batch=batch,
             micro_batches=tuple(micro_batches),
             optimizer=optimizer,
+            parallelism=parallelism,
         )
     except (ValueError, msgspec.ValidationError) as error:
         raise UsageError(f"{error}.", hint="Check --batch and --micro-batch.") from error

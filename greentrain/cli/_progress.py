@@ -1,10 +1,13 @@
-"""What a person sees while a run goes: a live bar on a terminal, a line now and then elsewhere."""
+"""What a person sees while a run or a search goes: live on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
-from types import TracebackType
+from collections.abc import Callable
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 import click
@@ -17,10 +20,13 @@ from greentrain.plan import Estimate, Plan
 if TYPE_CHECKING:
     from greentrain.runtime.messages import Progress
 
-__all__ = ["Watcher"]
+__all__ = ["Patience", "Watcher"]
 
 # Without a terminal: a line at least this far apart.
 _LINE_EVERY_S = 5.0
+# A search that ends sooner says nothing.
+_SILENT_S = 2.0
+_SHORTEST_LINE_S = 0.2
 
 
 class Watcher:
@@ -85,3 +91,63 @@ class Watcher:
         elif progress.step == progress.steps or time.monotonic() - self._line_s >= _LINE_EVERY_S:
             self._line_s = time.monotonic()
             click.echo(f"  {state}", err=True)
+
+
+class Patience:
+    """Tells how far a search is, and lets Ctrl-C end it with what it has.
+
+    Inside it an interrupt is remembered: a planner that ends its innermost search only is interrupted again when
+    it reports the next time.
+
+    Args:
+        quiet: Show nothing.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.interrupted = False
+        self._quiet = quiet
+        self._begun_s = time.monotonic()
+        self._line_s = self._begun_s + _SILENT_S - _LINE_EVERY_S
+        self._shown = 0
+        self._before: Callable[[int, FrameType | None], object] | int | None = None
+
+    def __enter__(self) -> Patience:
+        # Only the main thread may; elsewhere nobody presses Ctrl-C.
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        self._clear()
+
+    def report(self, text: str) -> None:
+        """Show how far the search is.
+
+        Raises:
+            KeyboardInterrupt: It should end.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
+        now_s = time.monotonic()
+        live = sys.stderr.isatty()
+        if self._quiet or now_s - self._line_s < (_SHORTEST_LINE_S if live and self._shown else _LINE_EVERY_S):
+            return
+        self._line_s = now_s
+        line = f"  {now_s - self._begun_s:.0f} s: {text}; Ctrl-C takes the best plan so far"
+        if live:
+            click.echo(f"\r{line:{self._shown}}", err=True, nl=False)
+            self._shown = len(line)
+        else:
+            click.echo(line, err=True)
+
+    def _clear(self) -> None:
+        if self._shown:
+            click.echo(f"\r{'':{self._shown}}\r", err=True, nl=False)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt

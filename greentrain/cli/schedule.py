@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 import msgspec
 
-from greentrain.cli._cluster import load_cluster
+from greentrain.carbon import Intensity, IntensitySeries
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say
-from greentrain.cli._plan_text import plan_text, price_line
-from greentrain.cli._problem import choose_model, make_problem, model_for_cluster, select_devices
-from greentrain.errors import InfeasibleError, NotSupportedError
-from greentrain.explain import reasons
+from greentrain.cli._plan_text import explanation_text, plan_text, price_line
+from greentrain.cli._progress import Patience
+from greentrain.cli._schedule_carbon import Job, Start, best_start, job_of, job_text, start_text
+from greentrain.cli._schedule_check import check_plan, origin_of
+from greentrain.cli._schedule_frontier import (
+    FRONTIER_SCHEMA,
+    FrontierFile,
+    best_number,
+    frontier_file,
+    frontier_path,
+    frontier_text,
+    number_of_pick,
+    priced_again,
+    read_frontier,
+)
+from greentrain.cli._schedule_options import Asked, ScheduleOptions, asked_problem, read_intensity
+from greentrain.cli._schedule_search import Planning, certified_on
+from greentrain.errors import InfeasibleError
+from greentrain.explain import Explanation, explain
+from greentrain.explain.infeasible import why_infeasible
 from greentrain.files import write_json
-from greentrain.objective import Objective, ObjectiveKind, Optimizer, Problem
-from greentrain.plan import PLAN_SCHEMA, Plan, time_optimal_path
-from greentrain.planners import PLANNERS, load_planner
-from greentrain.units import parse_quantity
+from greentrain.objective import Parallelism, Problem
+from greentrain.plan import PLAN_SCHEMA, Plan, time_optimal_path, validate
+from greentrain.planners import PLANNERS
 
 __all__ = ["command"]
+
+# Explaining takes no longer than planning did, but for small problems this long.
+_EXPLAIN_S = 2.0
+_LONGEST_EXPLAIN_S = 10.0
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("schedule")
@@ -36,92 +58,190 @@ __all__ = ["command"]
 @click.option("--profiles", type=click.Path(path_type=Path), default=PROFILES_DIR, show_default=True)
 @click.option("--model", help="A profiled model; not needed when there is only one.")
 @click.option("--planner", type=click.Choice(list(PLANNERS)), default="auto", show_default=True)
+@click.option(
+    "--parallelism", type=click.Choice(["any", *get_args(Parallelism)]), default="any", show_default=True,
+    help="Only plans of this sort.",
+)  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per optimizer step; the workload's own by default.")
 @click.option("--micro-batch", "micro_batches", type=click.IntRange(min=1), multiple=True, help="Candidate sizes.")
 @click.option("--include", multiple=True, metavar="DEVICE", help="Plan with these devices only.")
 @click.option("--exclude", multiple=True, metavar="DEVICE", help="Plan without these devices.")
 @click.option("--simulated", is_flag=True, help="Also plan with catalogue devices that cannot run here.")
-@click.option("--deadline", metavar="2h", help="The job of --samples must end within this time.")
-@click.option("--energy-budget", metavar="40Wh", help="Energy that the job of --samples may take.")
-@click.option("--samples", type=click.IntRange(min=1), help="Samples of the whole job (epochs × data set).")
-@click.option("--max-slowdown", type=click.FloatRange(min=1.0), help="At most this many times the fastest round.")
-@click.option("--count-unused", is_flag=True, help="Devices that are on but unused count with their idle power.")
-@click.option("--frontier", is_flag=True, help="The exact time-energy frontier.")
+@click.option("--samples", type=click.IntRange(min=1), help="Samples of the whole job.")
+@click.option("--epochs", type=click.IntRange(min=1), help="The whole job in passes over the workload's data.")
+@click.option("--deadline", metavar="2h", help="The whole job must end within this time.")
+@click.option("--max-slowdown", type=float, metavar="X", help="At most this many times the fastest round.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("plan.json"), show_default=True
+    "--energy-budget", "energy_budgets", multiple=True, metavar="[DEVICE=]40Wh",
+    help="Energy that the whole job may take, in all or on one device.",
+)  # fmt: skip
+@click.option(
+    "--power-cap", "power_caps", multiple=True, metavar="DEVICE=7W", help="Only operating points that draw no more."
 )
+@click.option("--count-unused", is_flag=True, help="Devices that are on but unused count too.")
+@click.option(
+    "--intensity", "intensity_g", type=click.FloatRange(min=0), metavar="G", help="Grid intensity in g CO2e per kWh."
+)
+@click.option(
+    "--intensity-series", "intensity_path", type=_FILE, metavar="FILE.csv",
+    help="Grid intensity over time (time, g per kWh): choose the plan and the start that emit least.",
+)  # fmt: skip
+@click.option(
+    "--start-after", "earliest", metavar="TIME", help="Earliest start with --intensity-series [default: now]."
+)
+@click.option("--time-limit", "time_limit_s", type=click.FloatRange(min=0), metavar="S", help="Seconds for a search.")
+@click.option("--gap", "gap_ratio", type=click.FloatRange(min=0), metavar="RATIO", help="Good enough: 0.01 = 1 %.")
+@click.option("--frontier", is_flag=True, help="All plans that no other beats in both time and energy.")
+@click.option("--pick", metavar="N|best", help="Take this row of the frontier, an earlier one without --frontier.")
+@click.option("--explain/--no-explain", "explained", default=True, help="Ask what would be otherwise.")
+@click.option("--check", "checked", type=_FILE, metavar="PLAN", help="Only check whether this plan still holds.")
+@click.option("-o", "--output", type=_FILE, default=Path("plan.json"), show_default=True)
 @json_option
-def command(
-    minimise: ObjectiveKind, cluster_path: Path, profiles: Path, model: str | None, planner: str,
-    batch: int | None, micro_batches: tuple[int, ...], include: tuple[str, ...], exclude: tuple[str, ...],
-    simulated: bool, deadline: str | None, energy_budget: str | None, samples: int | None,
-    max_slowdown: float | None, count_unused: bool, frontier: bool, output: Path, as_json: bool,
-) -> None:  # fmt: skip
+def command(**given: Any) -> int | None:
     """Choose which devices take part, with which share and in which mode, and say why."""
-    if frontier:
-        raise NotSupportedError(
-            "--frontier is not supported yet.", hint="Compare --objective energy, edp and time for now."
+    options = ScheduleOptions(**given)
+    if options.checked is not None:
+        return check_plan(options.checked, options.cluster_path, options.profiles, as_json=options.as_json)
+    asked = asked_problem(options)
+    intensity = read_intensity(options)
+    if options.earliest is not None and not isinstance(intensity, IntensitySeries):
+        raise click.UsageError("--start-after goes with --intensity-series.")
+    with Patience(quiet=options.as_json) as patience:
+        planning = Planning(options.planner, patience, options.time_limit_s, options.gap_ratio)
+        names = ", ".join(device.id for device in asked.problem.cluster.devices)
+        say(f"Planning {asked.problem.model.model} over {names} …", quiet=options.as_json)
+        made = _make(options, asked, planning, intensity)
+    _write(made, options.output)
+    if options.as_json:
+        emit_json(
+            {
+                "plan": made.plan, "time_optimal": made.fastest, "frontier": made.frontier,
+                "explanation": made.explanation, "job": made.job, "start": made.start, "file": str(options.output),
+            }
+        )  # fmt: skip
+    else:
+        click.echo(_text(made, asked, intensity, options.output, interrupted=patience.interrupted))
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """All that one call of the command finds."""
+
+    plan: Plan
+    fastest: Plan | None
+    frontier: FrontierFile | None
+    explanation: Explanation | None
+    job: Job | None
+    start: Start | None
+
+
+def _make(
+    options: ScheduleOptions, asked: Asked, planning: Planning, intensity: Intensity | IntensitySeries | None
+) -> _Made:
+    problem = asked.problem
+    series = intensity if isinstance(intensity, IntensitySeries) else None
+    origin = origin_of(problem)
+    frontier: FrontierFile | None = None
+    start: Start | None = None
+    if options.frontier or options.pick is not None or series is not None:
+        plan, frontier, start = _from_frontier(options, problem, planning, series)
+    else:
+        try:
+            plan = planning.best(problem)
+        except InfeasibleError as error:
+            raise why_infeasible(problem, planning.quick, error) from error
+    explanation: Explanation | None = None
+    picked = options.pick is not None and options.pick != "best"
+    if options.explained and not picked and start is None and not planning.patience.interrupted:
+        seconds = min(max(planning.searched_s, _EXPLAIN_S), options.time_limit_s or _LONGEST_EXPLAIN_S)
+        explanation = explain(
+            plan,
+            problem,
+            budget_s=seconds,
+            planning_s=planning.searched_s,
+            stopped=lambda: planning.patience.interrupted,
         )
-    if (deadline or energy_budget) and samples is None:
-        raise click.UsageError("--deadline and --energy-budget need --samples (the samples of the whole job).")
-    if max_slowdown is not None and not math.isfinite(max_slowdown):
-        raise click.BadParameter(f"{max_slowdown} is not a finite number.", param_hint="'--max-slowdown'")
-    objective = Objective(
-        minimise=minimise,
-        deadline_s=parse_quantity(deadline, "time", where="--deadline", minimum=1e-3) if deadline else None,
-        budget_j=parse_quantity(energy_budget, "energy", where="--energy-budget", minimum=1e-3)
-        if energy_budget
-        else None,
-        job_samples=samples,
-        max_slowdown=max_slowdown,
-        count_idle_of_unused=count_unused,
-    )
-    file, cluster = load_cluster(cluster_path)
-    selection = select_devices(file, cluster, include=include, exclude=exclude, simulated=simulated)
-    name = choose_model(profiles, model)
-    profile = model_for_cluster(profiles, name, file, selection.cluster)
-    own_batch, own_micro_batches, optimizer = _defaults(profile.workload or name, batch)
-    problem = make_problem(
-        profile, selection.cluster, objective, batch=own_batch,
-        micro_batches=micro_batches or own_micro_batches, optimizer=optimizer,
+    reasons = {} if explanation is None else {name: why.sentence for name, why in explanation.devices.items()}
+    plan = msgspec.structs.replace(plan, origin=origin, reasons={**reasons, **asked.selection.left_out})
+    fastest: Plan | None = None
+    if frontier is not None and problem.objective.minimise != "time":
+        fastest = frontier.rows[0].plan
+    elif problem.objective.minimise != "time" and not planning.patience.interrupted:
+        fastest = planning.fastest(problem)
+        fastest = None if fastest is None else msgspec.structs.replace(fastest, origin=origin)
+    constant = intensity if isinstance(intensity, Intensity) else None
+    return _Made(
+        plan=plan, fastest=fastest, frontier=frontier, explanation=explanation,
+        job=job_of(plan, problem, constant), start=start,
     )  # fmt: skip
-    say(f"Planning {name} over {', '.join(device.id for device in selection.cluster.devices)} …", quiet=as_json)
-    chosen = load_planner(planner)(problem)
-    chosen = msgspec.structs.replace(chosen, reasons={**reasons(chosen, problem), **selection.left_out})
-    fastest = _fastest(problem, planner)
-    write_json(output, chosen, schema=PLAN_SCHEMA)
-    if fastest is not None:
-        write_json(time_optimal_path(output), fastest, schema=PLAN_SCHEMA)
-    if as_json:
-        emit_json({"plan": chosen, "time_optimal": fastest, "file": str(output)})
-        return
-    click.echo(plan_text(chosen, problem))
-    if fastest is not None:
-        click.echo(f"\nTime-optimal plan beside it: {price_line(fastest)}")
-        click.echo(_saving(chosen, fastest))
-    click.echo(f"\nWritten: {output}" + (f" and {time_optimal_path(output)}" if fastest else ""))
 
 
-def _defaults(model: str, batch: int | None) -> tuple[int, tuple[int, ...], Optimizer]:
-    """Batch, candidate micro-batches and optimizer of the workload."""
-    from greentrain.workloads import load_workload
+def _from_frontier(
+    options: ScheduleOptions, problem: Problem, planning: Planning, series: IntensitySeries | None
+) -> tuple[Plan, FrontierFile, Start | None]:
+    """The frontier, and the plan that the objective, ``--pick`` or the grid takes from it."""
+    if options.frontier or options.pick is None:
+        try:
+            found = planning.frontier(problem)
+        except InfeasibleError as error:
+            raise why_infeasible(problem, planning.quick, error) from error
+        plans = [certified_on(found, plan, problem) for plan in found.plans]
+        whole, method = found.exact, found.method
+    else:
+        file = read_frontier(frontier_path(options.output))
+        for row in file.rows:
+            validate(row.plan, problem)
+        if file.origin != origin_of(problem):
+            say("Remark: the frontier was made from other profiles or devices; its plans are priced with the present.")
+        plans, whole, method = priced_again(file, problem), file.exact, file.method
+    start: Start | None = None
+    if series is not None:
+        from greentrain_datasets.carbon import parse_utc
 
-    workload = load_workload(model)
-    if batch is None or batch == workload.batch:
-        return workload.batch, workload.micro_batches, workload.optimizer
-    dividing = tuple(size for size in workload.micro_batches if batch % size == 0)
-    return batch, dividing or (batch,), workload.optimizer
+        earliest_s = None if options.earliest is None else parse_utc(options.earliest, where="--start-after")
+        start = best_start(plans, problem, series, earliest_s)
+    number = None if options.pick is None else number_of_pick(options.pick, len(plans))
+    if number is None:
+        number = best_number(plans, problem) if start is None else start.number + 1
+    plan = plans[number - 1]
+    price = plan.estimate
+    if price is not None and price.violations:
+        raise InfeasibleError(f"row {number} of the frontier breaks a limit: {price.violations[0]}.")
+    file = frontier_file(plans, number, exact=whole, method=method, origin=origin_of(problem))
+    return plan, file, start
 
 
-def _fastest(problem: Problem, planner: str) -> Plan | None:
-    """The time-optimal plan under the same limits; None where the objective is time already."""
-    if problem.objective.minimise == "time":
-        return None
-    objective = msgspec.structs.replace(problem.objective, minimise="time", max_slowdown=None)
-    try:
-        return load_planner(planner)(msgspec.structs.replace(problem, objective=objective))
-    except InfeasibleError:
-        return None
+def _write(made: _Made, output: Path) -> None:
+    write_json(output, made.plan, schema=PLAN_SCHEMA)
+    if made.fastest is not None:
+        write_json(time_optimal_path(output), made.fastest, schema=PLAN_SCHEMA)
+    if made.frontier is not None:
+        write_json(frontier_path(output), made.frontier, schema=FRONTIER_SCHEMA)
+
+
+def _text(
+    made: _Made, asked: Asked, intensity: Intensity | IntensitySeries | None, output: Path, *, interrupted: bool
+) -> str:
+    parts: list[str] = []
+    if interrupted:
+        parts.append("Interrupted: this is the best plan so far; what comes after it was not asked.")
+    if made.frontier is not None:
+        parts.append(frontier_text(made.frontier))
+    parts.append(plan_text(made.plan, asked.problem))
+    if made.explanation is not None:
+        parts.append(explanation_text(made.explanation))
+    if made.job is not None:
+        parts.append(job_text(made.job, intensity if isinstance(intensity, Intensity) else None))
+    if made.start is not None:
+        parts.append(start_text(made.start))
+    if made.fastest is not None:
+        parts.append(f"Time-optimal plan beside it: {price_line(made.fastest)}\n{_saving(made.plan, made.fastest)}")
+    files = [output]
+    files += [time_optimal_path(output)] if made.fastest is not None else []
+    files += [frontier_path(output)] if made.frontier is not None else []
+    parts.append(f"Written: {' and '.join(str(path) for path in files)}")
+    return "\n\n".join(parts)
 
 
 def _saving(chosen: Plan, fastest: Plan) -> str:
