@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_FINDINGS_EXIT = 1
 
 _profiles_option = click.option(
     "--profiles", type=click.Path(path_type=Path), default=PROFILES_DIR, show_default=True, help="Folder of profiles."
@@ -74,8 +73,8 @@ def show(profiles: Path, device: str | None, output: Path | None, as_json: bool)
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="Also what this plan rests on.")
 @click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), default=CLUSTER_FILE, show_default=True)
 @json_option
-def check(profiles: Path, device: str | None, plan_path: Path | None, cluster_path: Path, as_json: bool) -> int:
-    """Named warnings about the models; exit status 0 when there is none, 1 when there are."""
+def check(profiles: Path, device: str | None, plan_path: Path | None, cluster_path: Path, as_json: bool) -> None:
+    """Named warnings about the models; they do not change the exit status, --json says whether all is fine."""
     findings = folder_findings(read_models_folder(profiles, device))
     if plan_path is not None:
         plan = load_plan(plan_path)
@@ -91,7 +90,6 @@ def check(profiles: Path, device: str | None, plan_path: Path | None, cluster_pa
     else:
         for finding in findings:
             click.echo(finding.line)
-    return _FINDINGS_EXIT if findings else 0
 
 
 def _write_page(output: Path, folder: ModelsFolder, curves: list[CurveRow], times: list[TimesRow]) -> None:

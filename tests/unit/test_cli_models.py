@@ -191,7 +191,7 @@ def test_measured_models_are_fine(folder: Path, greentrain: Command) -> None:
 def test_what_was_never_measured_is_told(folder: Path, greentrain: Command) -> None:
     make_work_folder(folder, devices=("a",))
     ended = greentrain("models", "check", "--json")
-    assert ended.code == 1
+    assert ended.code == 0
     assert findings(ended.out) == {("modelled-only", "a"), ("modelled-only", "toy-net on a at current")}
     assert "modelled-only: a: nothing was measured" in greentrain("models", "check").out
 
@@ -247,7 +247,7 @@ def test_a_plan_names_what_it_rests_on(folder: Path, greentrain: Command) -> Non
     )
     assert "modelled from the catalogue" not in ended.out
     ended = greentrain("models", "check", "--plan", "plan.json", "--json")
-    assert ended.code == 1
+    assert ended.code == 0
     names = {name for name, where in findings(ended.out) if where == "plan.json: a at c1000"}
     assert names == {"predicted-point", "predicted-times", "extrapolated-batch"}
     assert greentrain("schedule", "--batch", "16", "--micro-batch", "16").code == 0
