@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
 
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option
 from greentrain.cli._problem import load_plan, problem_of_plan
-from greentrain.ledger import LedgerRow, write_ledger
-from greentrain.plan import Plan
+from greentrain.cli._timeline import timeline_text
+from greentrain.files import write_text
+from greentrain.ledger import write_ledger
 from greentrain.simulator import simulate, to_estimate
 from greentrain.units import format_quantity
 
 __all__ = ["command"]
 
-_WIDTH = 72
-_MARKS = {"forward": "F", "backward": "B", "update": "U", "sum": "A", "wait": "·"}
+_NARROWEST, _WIDEST = 40, 160
 
 
 @click.command("simulate")
@@ -27,7 +28,8 @@ _MARKS = {"forward": "F", "backward": "B", "update": "U", "sum": "A", "wait": "�
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the rows of the round as a ledger CSV.",
+    metavar="FILE",
+    help="Also write the round: FILE.html as a picture, else its rows as a ledger CSV.",
 )
 @json_option
 def command(plan_path: Path, cluster_path: Path, profiles: Path, output: Path | None, as_json: bool) -> None:
@@ -36,7 +38,11 @@ def command(plan_path: Path, cluster_path: Path, profiles: Path, output: Path | 
     _, problem = problem_of_plan(plan, plan_path, cluster_path, profiles)
     rows = simulate(plan, problem)
     price = to_estimate(rows, plan, problem)
-    if output is not None:
+    if output is not None and output.suffix == ".html":
+        from greentrain_reports.round_page import round_page
+
+        write_text(output, round_page(plan, rows, price))
+    elif output is not None:
         write_ledger(output, rows)
     if as_json:
         emit_json({"estimate": price, "rows": len(rows), "file": None if output is None else str(output)})
@@ -45,27 +51,10 @@ def command(plan_path: Path, cluster_path: Path, profiles: Path, output: Path | 
         f"One round: {format_quantity(price.step_s, 'time')}, {price.samples_per_s:.4g} samples/s, "
         f"{price.energy_j_per_sample:.4g} J/sample (simulated, modelled power)"
     )
-    click.echo(timeline(plan, rows, price.step_s))
+    room = shutil.get_terminal_size().columns - max(len(device) for device in plan.devices) - 6
+    click.echo(timeline_text(plan.devices, rows, price.step_s, columns=min(max(room, _NARROWEST), _WIDEST)))
     for device, causes in price.energy_j.items():
         parts = ", ".join(f"{cause} {format_quantity(energy_j, 'energy')}" for cause, energy_j in causes.items())
         click.echo(f"  {device}: {parts}")
     if output is not None:
         click.echo(f"Written: {output}")
-
-
-def timeline(plan: Plan, rows: list[LedgerRow], step_s: float) -> str:
-    """A row of characters per device: F forward, B backward, A gradient sum, U update, · waiting."""
-    lines: list[str] = []
-    width = max(len(device) for device in plan.devices)
-    for device in plan.devices:
-        cells = [" "] * _WIDTH
-        for row in rows:
-            if row.device == device and row.action in _MARKS:
-                first = int(row.t_start_s / step_s * _WIDTH)
-                last = max(first + 1, round((row.t_start_s + row.duration_s) / step_s * _WIDTH))
-                for position in range(first, min(last, _WIDTH)):
-                    if cells[position] in (" ", "·"):
-                        cells[position] = _MARKS[row.action]
-        lines.append(f"  {device:{width}} |{''.join(cells)}|")
-    lines.append(f"  {'':{width}}  F forward  B backward  A gradient sum  U update  · waiting")
-    return "\n".join(lines)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "energy_picture", "loss_picture", "power_picture", "timeline_picture"]
+__all__ = ["Picture", "energy_picture", "loss_picture", "power_picture", "round_picture", "timeline_picture"]
 
 _WIDE_PX, _NARROW_PX = 900.0, 356.0
 _MOST_POINTS = 120
@@ -118,8 +118,24 @@ def timeline_picture(report: RunReport) -> Picture | None:
         panels.append(("predicted (simulator)", report.predicted_timeline))
     if report.measured_timeline:
         panels.append((f"recorded (round {report.timeline_round}, of median length)", report.measured_timeline))
-    if not panels:
-        return None
+    missing = [
+        text
+        for text, bars in (
+            ("The simulator's timeline is not recorded.", report.predicted_timeline),
+            ("The run did not record when its actions ran.", report.measured_timeline),
+        )
+        if not bars
+    ]
+    return round_picture(panels, missing) if panels else None
+
+
+def round_picture(panels: Sequence[tuple[str, Sequence[TimelineBar]]], remarks: Sequence[str] = ()) -> Picture:
+    """The actions of one round, a panel per title and a lane per device.
+
+    Args:
+        panels: Title and bars; at least one panel.
+        remarks: Sentences for the caption.
+    """
     end_s = max(bar.start_s + bar.duration_s for _, bars in panels for bar in bars)
     scale, unit = (1e3, "ms") if end_s < 2 else (1.0, "s")
     lanes = {title: list(dict.fromkeys(bar.lane for bar in bars)) for title, bars in panels}
@@ -154,14 +170,6 @@ def timeline_picture(report: RunReport) -> Picture | None:
         + f", the round ends at {seconds(max(bar.start_s + bar.duration_s for bar in bars))}"
         for title, bars in panels
     )  # fmt: skip
-    missing = [
-        text
-        for text, bars in (
-            ("The simulator's timeline is not recorded.", report.predicted_timeline),
-            ("The run did not record when its actions ran.", report.measured_timeline),
-        )
-        if not bars
-    ]
     height_px = 60 + 34 * len(panels) + 30 * lanes_n
     return Picture(
         name="timeline",
@@ -176,7 +184,7 @@ def timeline_picture(report: RunReport) -> Picture | None:
             [
                 "What each device does during one round; thin lines are waiting.",
                 *(["Both drawings share one time scale."] if len(panels) > 1 else []),
-                *missing,
+                *remarks,
             ]
         ),
         actions=_in_order({bar.action: 0.0 for _, bars in panels for bar in bars}),

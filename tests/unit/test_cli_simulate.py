@@ -48,6 +48,15 @@ def test_the_round_in_words_and_as_a_ledger(greentrain: Command) -> None:
     assert printed["estimate"]["source"] == "modelled"
 
 
+def test_the_round_as_a_page(greentrain: Command) -> None:
+    ended = greentrain("simulate", "plan.json", "-o", "round.html")
+    assert ended.code == 0
+    page = Path("round.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Timeline of one round by device. pipeline (simulator): a computes" in page
+    assert "://" not in page.replace("http://www.w3.org", "")
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
