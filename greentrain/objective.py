@@ -29,7 +29,7 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         job_samples: Samples of the whole job; needed for a deadline or an energy budget. With it waking is priced.
         budget_j: Energy that the whole job may take.
         max_slowdown: The plan may take at most this many times the round of the fastest plan that the planner
-            knows (the exhaustive planner knows the fastest of all).
+            knows (the exact planner knows the fastest of all).
         count_idle_of_unused: Whether devices that are on but unused count, with their sleep power where they can
             sleep, else with their idle power.
         power_cap_w: Most watts by device; operating points that draw more when busy are not allowed.

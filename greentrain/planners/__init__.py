@@ -21,7 +21,6 @@ PLANNERS: dict[str, tuple[str, str]] = {
     "auto": ("greentrain.planners.auto", "exact where the sets of devices are few enough, else beam"),
     "exact": ("greentrain.planners.exact", "the proven optimum by bounds and dominance, or the gap that is left"),
     "beam": ("greentrain.planners.beam", "large clusters: a beam over sets of devices, with a proven gap"),
-    "exhaustive": ("greentrain.planners.exhaustive", "every plan, pruned only by bounds: proven optimal"),
     "single": ("greentrain.planners.single", "the best single device"),
     "data": ("greentrain.planners.data", "all devices share the rows in proportion to their speed"),
     "data-equal": ("greentrain.planners.data_equal", "all devices take equally many rows"),

@@ -172,7 +172,7 @@ def _loaded_after(code: str) -> list[str]:
     "code",
     [
         "import greentrain",
-        "import greentrain.planners.exhaustive, greentrain.simulator",
+        "import greentrain.planners.exact, greentrain.simulator",
         "import greentrain.cli\ntry: greentrain.cli.main(['--help'])\nexcept SystemExit as end: assert end.code == 0",
     ],
 )

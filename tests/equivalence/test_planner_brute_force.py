@@ -15,7 +15,7 @@ from greentrain.cost import estimate
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Objective, ObjectiveKind, Problem
 from greentrain.plan import Plan
-from greentrain.planners import exhaustive
+from greentrain.planners import exact
 from greentrain.planners.candidate import objective_value
 
 KINDS: tuple[ObjectiveKind, ...] = ("energy", "time", "edp", "carbon")
@@ -83,7 +83,7 @@ def _limited(problem: Problem, plans: list[Plan], limit: str, rng: random.Random
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_exhaustive_equals_brute_force(limit: str) -> None:
+def test_exact_equals_brute_force(limit: str) -> None:
     infeasible = 0
     for seed in range(40):
         problem = _random_problem(1000 * LIMITS.index(limit) + seed)
@@ -93,9 +93,9 @@ def test_exhaustive_equals_brute_force(limit: str) -> None:
         if isinf(expected):
             infeasible += 1
             with pytest.raises(InfeasibleError):
-                exhaustive.plan(problem)
+                exact.plan(problem)
             continue
-        found = exhaustive.plan(problem)
+        found = exact.plan(problem)
         assert objective_value(found) == pytest.approx(expected, rel=1e-9), f"seed {seed}, {problem.objective}"
         assert found.estimate == estimate(found, problem)
         assert found.certificate is not None
@@ -124,14 +124,14 @@ def test_a_slow_middle_stage_is_no_shortcut() -> None:
         model=problem.model.with_times(times),
         cluster=msgspec.structs.replace(problem.cluster, default_link=wire),
     )
-    assert objective_value(exhaustive.plan(problem)) == pytest.approx(
+    assert objective_value(exact.plan(problem)) == pytest.approx(
         best_value(problem, list(all_plans(problem))), rel=1e-9
     )
 
 
 def _optimum(problem: Problem) -> float:
     try:
-        return objective_value(exhaustive.plan(problem))
+        return objective_value(exact.plan(problem))
     except InfeasibleError:
         return float("inf")
 

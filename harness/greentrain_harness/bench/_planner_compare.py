@@ -41,7 +41,9 @@ GOALS: dict[Goal, Objective] = {
 }
 
 # Planners that search the whole space: no other may find a better plan, and no plan lies below their bound.
-SEARCHING = ("auto", "exact", "exhaustive")
+SEARCHING = ("auto",)
+# What ``auto`` takes is not run a second time by its own name.
+_INSIDE_AUTO = ("exact", "beam")
 _ROUNDING = 1e-9
 
 
@@ -143,7 +145,7 @@ def compare_pair(chain: LayerChain, cluster: Cluster, *, limit_s: float) -> Iter
     """Every planner for every goal."""
     for goal, objective in GOALS.items():
         problem = make_problem(chain, cluster, objective=objective)
-        for name in PLANNERS:
+        for name in (name for name in PLANNERS if name not in _INSIDE_AUTO):
             outcome = run_planner(name, problem, limit_s=limit_s)
             row = PlannerRow(
                 model=chain.model, cluster=cluster.name, goal=goal, planner=name, reason=outcome.reason,

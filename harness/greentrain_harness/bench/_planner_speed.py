@@ -116,8 +116,6 @@ def measure_case(case: SpeedCase, *, limit_s: float) -> Iterator[SpeedRow]:
     for planner in SEARCHING:
         if planner not in PLANNERS:
             continue
-        if planner == "exhaustive":
-            case = case._replace(bar_s=None, bar_gap=None)  # The bars are not meant for enumeration.
         task = msgspec.json.encode(_Task(planner, limit_s, *case))
         child = subprocess.run(command, input=task, stdout=subprocess.PIPE, check=False)
         if child.returncode != 0:
