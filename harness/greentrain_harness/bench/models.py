@@ -29,7 +29,7 @@ from greentrain_harness.bench._models_data import (
     tx2_vgg19,
     zeus_sweeps,
 )
-from greentrain_harness.bench._models_score import Score, score_sweeps
+from greentrain_harness.bench._models_score import Held, held, pooled, score_sweeps
 
 __all__ = ["Figure", "cpu_figures", "figures", "main", "speed_figures", "sweep_figures"]
 
@@ -45,8 +45,9 @@ class Figure:
         prior: Which earlier sweeps were known.
         probes: How many points were seen.
         quantity: What the figure is of.
-        median: Median over the held-out points, or sweeps for the regret; the share itself for a coverage.
-        p90: 90th percentile (None for a coverage).
+        median: Median over the held-out points, or sweeps for the regret; the share itself for a coverage, the mean
+            where the quantity says so.
+        p90: 90th percentile (None for a coverage and a mean).
         n: Number of held-out points or sweeps.
         low: Least that it should be (None = no limit).
         high: Most that it should be (None = no limit).
@@ -133,65 +134,50 @@ def sweep_figures(
     def add(quantity: str, values: np.ndarray, high: float | None) -> None:
         found.append(_figure(what, prior, probes, quantity, values, high=high))
 
+    def mean(quantity: str, values: np.ndarray) -> None:
+        found.append(_mean(what, prior, probes, quantity, values))
+
     def cover(quantity: str, inside: np.ndarray) -> None:
-        limits = (0.9, 0.98) if bars.coverage else (None, None)
-        share = float(inside.mean())
-        found.append(
-            Figure(what=what, prior=prior, probes=probes, quantity=quantity, median=share, p90=None, n=len(inside),
-                   low=limits[0], high=limits[1])
-        )  # fmt: skip
+        low, high = (0.9, 0.98) if bars.coverage else (None, None)
+        found.append(_mean(what, prior, probes, quantity, inside, low=low, high=high))
 
-    add("time error", score.time_H, bars.time)
-    cover("time in band", score.time_in_H)
-    add("time band ±", score.time_band_H, None)
+    def tell(quantity: str, part: Held, high: float | None) -> None:
+        add(f"{quantity} error", part.error_H, high)
+        cover(f"{quantity} in band", part.inside_H)
+        add(f"{quantity} band ±", part.band_H, None)
+        mean(f"{quantity} interval score, mean", part.interval_H)
+
+    tell("time", score.time, bars.time)
     if has_power:
-        add("power error", score.power_H, bars.power)
-        cover("power in band", score.power_in_H)
-        add("power band ±", score.power_band_H, None)
-        cover("both in band", _both(score))
+        tell("power", score.power, bars.power)
+        # Time and power taken together: every held-out value counts once.
+        cover("both in band", np.concatenate([score.time.inside_H, score.power.inside_H]))
         add("energy regret", score.regret_S, bars.regret)
-        found.append(_mean_regret(what, prior, probes, score))
+        mean("energy regret, mean", score.regret_S)
     return found
-
-
-def _both(score: Score) -> np.ndarray:
-    """Time and power taken together: every held-out value counts once."""
-    return np.concatenate([score.time_in_H, score.power_in_H])
-
-
-def _mean_regret(what: str, prior: str, probes: int, score: Score) -> Figure:
-    return Figure(
-        what=what, prior=prior, probes=probes, quantity="energy regret, mean", median=float(score.regret_S.mean()),
-        p90=None, n=len(score.regret_S),
-    )  # fmt: skip
 
 
 def cpu_figures(sweeps: Sequence[LoadSweep]) -> list[Figure]:
     """Watts over load of each run of a processor, from its own probes; codecarbon's estimate beside it."""
     found: list[Figure] = []
     for probes in (3, 4, 5):
-        error: list[np.ndarray] = []
+        told: list[Held] = []
         peer: list[np.ndarray] = []
-        inside: list[np.ndarray] = []
         for sweep in sweeps:
             share_N, watts_N = np.clip(sweep.share_N, 0.0, 1.0), np.asarray(sweep.power_w_N)
             wanted = np.linspace(share_N.min(), share_N.max(), probes)
             seen = sorted({int(np.abs(share_N - share).argmin()) for share in wanted})
-            held = np.setdiff1d(np.arange(len(share_N)), seen)
+            out = np.setdiff1d(np.arange(len(share_N)), seen)
             curve = fit_power_curve(point="load", share=[*share_N[seen]], power_w=[*watts_N[seen]])
-            told_w = np.asarray([curve.power_w(share) for share in share_N[held]])
-            band_w = np.asarray([curve.band_at_w(share) or np.inf for share in share_N[held]])
-            error.append(np.abs(told_w / watts_N[held] - 1))
-            inside.append(np.abs(told_w - watts_N[held]) <= band_w)
-            peer.append(np.abs(np.asarray(sweep.peer_w_N)[held] / watts_N[held] - 1))
-        what = "CPU load"
-        found.append(_figure(what, "none", probes, "power error", np.concatenate(error), high=0.1))
-        found.append(_figure(what, "none", probes, "codecarbon's error", np.concatenate(peer), high=None))
-        share = float(np.concatenate(inside).mean())
-        found.append(
-            Figure(what=what, prior="none", probes=probes, quantity="power in band", median=share, p90=None,
-                   n=sum(len(part) for part in inside))
-        )  # fmt: skip
+            told_w = np.asarray([curve.power_w(share) for share in share_N[out]])
+            band_w = np.asarray([curve.band_at_w(share) or np.inf for share in share_N[out]])
+            told.append(held(watts_N[out], told_w, told_w - band_w, told_w + band_w))
+            peer.append(np.abs(np.asarray(sweep.peer_w_N)[out] / watts_N[out] - 1))
+        power = pooled(told)
+        found.append(_figure("CPU load", "none", probes, "power error", power.error_H, high=0.1))
+        found.append(_figure("CPU load", "none", probes, "codecarbon's error", np.concatenate(peer), high=None))
+        found.append(_mean("CPU load", "none", probes, "power in band", power.inside_H))
+        found.append(_mean("CPU load", "none", probes, "power interval score, mean", power.interval_H))
     return found
 
 
@@ -233,6 +219,22 @@ def _figure(what: str, prior: str, probes: int, quantity: str, values: np.ndarra
     return Figure(
         what=what, prior=prior, probes=probes, quantity=quantity, median=float(np.median(values)),
         p90=float(np.percentile(values, 90)), n=len(values), high=high,
+    )  # fmt: skip
+
+
+def _mean(
+    what: str,
+    prior: str,
+    probes: int,
+    quantity: str,
+    values: np.ndarray,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> Figure:
+    return Figure(
+        what=what, prior=prior, probes=probes, quantity=quantity, median=float(values.mean()), p90=None, n=len(values),
+        low=low, high=high,
     )  # fmt: skip
 
 
