@@ -21,10 +21,11 @@ __all__ = ["Chosen", "Data", "choose"]
 _FOLDS = 10
 _REPLAYS = 12
 _REPLAYED_POINTS = 32
-# Half-normal errors mixed in: as many as make a band trustworthy without any replay.
-_MIXED = 12
+# Half-normal errors mixed in. More where no observed point could be left out: nothing then tells whether the replayed
+# sweeps are alike, and their errors may be too small.
+_MIXED, _MIXED_UNCHECKED = 5, 12
 # How far the truth may depart from its mean, as a ratio: freely (power keeps closer to physics than time), or hardly.
-_DEPARTURE: dict[Quantity, float] = {"time": 0.08, "power": 0.06}
+_DEPARTURE: dict[Quantity, float] = {"time": 0.08, "power": 0.045}
 _SLIGHT = 0.03
 # From this many observations on, leave-one-out can tell that the physical mean needs no help.
 _MANY = 6
@@ -101,7 +102,7 @@ def choose(data: Data) -> Chosen:
         surprise["transfer"] += float(np.log(foreign))
     name = min(names, key=lambda candidate: (round(surprise[candidate], 9), names.index(candidate)))
     fit = _fits(data, [name])[name]
-    scale = _band_scale([own[name], past[name]]) * (foreign if name == "transfer" else 1.0)
+    scale = _band_scale(own[name], past[name]) * (foreign if name == "transfer" else 1.0)
     half_Q = scale * _Z_95 * np.sqrt(np.maximum(np.diag(fit.cov_QQ), 0.0) + fit.noise**2)
     return Chosen(name, fit.log_Q, fit.cov_QQ * scale**2, half_Q, own[name].error, left_out, own[name].sd)
 
@@ -133,9 +134,8 @@ def _fits(data: Data, names: Sequence[str]) -> dict[str, Fit]:
         physical = physical_mean(data.task, data.x_NF, data.z_N, data.x_QF)
         found |= {"gp": around(physical, _DEPARTURE[data.task.quantity]), "physical": around(physical, _SLIGHT)}
     if "monotone" in names:
-        found["monotone"] = around(
-            monotone_mean(data.task, data.x_NF, data.z_N, data.x_QF), _DEPARTURE[data.task.quantity]
-        )
+        monotone = monotone_mean(data.task, data.x_NF, data.z_N, data.x_QF)
+        found["monotone"] = around(monotone, _DEPARTURE[data.task.quantity])
     return {name: found[name]._replace(noise=noise) for name in names}
 
 
@@ -208,11 +208,12 @@ def _surprise(parts: Sequence[_Errors]) -> float:
     return float(np.average(np.log(sd) + 2.5 * np.log1p((error / sd) ** 2 / 4), weights=weight))
 
 
-def _band_scale(parts: Sequence[_Errors]) -> float:
+def _band_scale(own: _Errors, past: _Errors) -> float:
     """Factor on the standard deviation that makes ±1.96 of them hold 95 % of what was left out."""
+    parts = (own, past)
     score = np.concatenate([*(np.abs(part.error) / part.sd for part in parts), np.asarray(_HALF_NORMAL)])
-    mixed = np.full(len(_HALF_NORMAL), _MIXED / len(_HALF_NORMAL))
-    weight = np.concatenate([*(part.weight for part in parts), mixed])
+    mixed = _MIXED if len(own.error) else _MIXED_UNCHECKED
+    weight = np.concatenate([*(part.weight for part in parts), np.full(len(_HALF_NORMAL), mixed / len(_HALF_NORMAL))])
     order = np.argsort(score)
     passed = (np.cumsum(weight[order]) - 0.5 * weight[order]) / weight.sum()
     return float(np.interp(_COVERAGE, passed, score[order])) / _Z_95

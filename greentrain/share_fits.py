@@ -3,7 +3,8 @@
 Candidates: the physical basis {1, x, x³} with non-negative coefficients (NNLS), the same with a Gaussian process for
 what it leaves, and isotonic regression. The one is taken that errs least, both on inner points that were left out and
 on those that were not (many processors flatten out at half load, which the physical basis cannot follow); a candidate
-that bends more must be better by more. Axes: N measured, X asked for, L left out.
+that bends more must be better by more. A saturating column beside x³ (√x, min(x, ½), 1 - (1 - x)³, 1 - exp(-4x)) was
+tried on measured processors: about the same with three points, worse with four. Axes: N measured, X asked for, L left out.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ _PRICE = {"nnls{1,x,x3}": 1.0, "gp": 1.1, "isotonic": 1.1}
 _LEAST_POINTS = {"nnls{1,x,x3}": 2, "gp": 5, "isotonic": 3}
 # Departures from the physical basis persist over this much of the share; noise beside them, as a ratio.
 _LENGTH, _NUGGET = 0.25, 0.2
-# A small sample of residuals says little about their spread: it counts as this many more.
-_MIXED = 3
+# A few residuals say little about their spread, and may be small by chance: a spread of this much of the rise of power
+# counts as that many more.
+_ASSUMED, _MIXED = 0.15, 3
 
 
 class ShareFit(NamedTuple):
@@ -67,7 +69,7 @@ def fit_share(x_N: np.ndarray, w_N: np.ndarray, x_X: np.ndarray) -> ShareFit:
     assert best is not None
     _, name, left_out_w_L = best
     power_w_X = np.maximum.accumulate(np.maximum(candidates[name](x_N, w_N, x_X), 0.0))
-    return ShareFit(name, power_w_X, _band_w(x_N, left_out_w_L, x_X), left_out_w_L)
+    return ShareFit(name, power_w_X, _band_w(x_N, w_N, left_out_w_L, x_X), left_out_w_L)
 
 
 def _physical(x_N: np.ndarray, w_N: np.ndarray, x_X: np.ndarray) -> np.ndarray:
@@ -112,15 +114,21 @@ def _inner(x_N: np.ndarray) -> list[int]:
     return [index for index, rest in enumerate(kept) if len(rest) > 1 and rest.min() == low and rest.max() == high]
 
 
-def _band_w(x_N: np.ndarray, left_out_w_L: np.ndarray, x_X: np.ndarray) -> np.ndarray | None:
-    """Wide where no point is near: a Gaussian process's deviation, scaled to the leave-one-out residuals."""
+def _band_w(x_N: np.ndarray, w_N: np.ndarray, left_out_w_L: np.ndarray, x_X: np.ndarray) -> np.ndarray | None:
+    """Wide where no point is near: a Gaussian process's deviation, scaled to the leave-one-out residuals.
+
+    A scaled inverse chi-squared prior of the variance makes the band Student's (Gelman et al., Bayesian Data Analysis,
+    3rd edition, section 3.2).
+    """
     from scipy.stats import t
 
     if not len(left_out_w_L):
         return None
     sd_L = np.asarray([_sd(np.delete(x_N, index), x_N[index : index + 1])[0] for index in _inner(x_N)])
-    scale_w = float(np.sqrt(((left_out_w_L / sd_L) ** 2).mean()))
-    return float(t.ppf(0.975, len(left_out_w_L) + _MIXED)) * scale_w * _sd(x_N, x_X)
+    freedom = _MIXED + len(left_out_w_L)
+    assumed_w = _ASSUMED * float(np.ptp(w_N))
+    scale_w = float(np.sqrt((_MIXED * assumed_w**2 + ((left_out_w_L / sd_L) ** 2).sum()) / freedom))
+    return float(t.ppf(0.975, freedom)) * scale_w * _sd(x_N, x_X)
 
 
 def _sd(x_N: np.ndarray, x_X: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from greentrain.device import OperatingPoint
 from greentrain.point_model import PointObservation
 from greentrain_harness.bench._models_data import Sweep, cpu_sweeps, jetson_sweeps, tx2_grid, zeus_sweeps
-from greentrain_harness.bench._models_score import score_sweeps
+from greentrain_harness.bench._models_score import held, score_sweeps
 from greentrain_harness.bench.models import Figure, cpu_figures, main, speed_figures
 
 DATA = os.environ.get("GREENTRAIN_PUBLIC_DATA")
@@ -39,11 +39,19 @@ SWEEPS = [
 def test_scores_count_what_was_held_out(prior: str, sweeps: int) -> None:
     score = score_sweeps(SWEEPS, 3, prior)
     assert score.sweeps == sweeps
-    assert len(score.time_H) == len(score.power_in_H) == sweeps * 8
-    assert np.median(score.time_H) < 0.03
-    assert score.time_in_H.mean() > 0.9
+    assert len(score.time.error_H) == len(score.power.inside_H) == sweeps * 8
+    assert np.median(score.time.error_H) < 0.03
+    assert score.time.inside_H.mean() > 0.9
     assert len(score.regret_S) == sweeps
     assert (score.regret_S >= 0).all()
+
+
+def test_the_interval_score_punishes_width_and_misses() -> None:
+    value, fit = np.full(3, 10.0), np.full(3, 10.0)
+    part = held(value, fit, np.asarray([9.0, 5.0, 8.0]), np.asarray([11.0, 15.0, 9.5]))
+    assert list(part.inside_H) == [True, True, False]
+    # 2 and 10 wide; 1.5 wide and 0.5 off, which counts 40-fold; all over 10.
+    assert list(part.interval_H) == pytest.approx([0.2, 1.0, 2.15])
 
 
 def test_nothing_held_out_is_no_figure() -> None:
@@ -80,10 +88,10 @@ def test_the_command_wants_its_data() -> None:
 def test_three_power_limits_tell_the_rest(device: str, time: float, power: float) -> None:
     sweeps = [sweep for sweep in zeus_sweeps(Path(str(DATA))) if sweep.device == device]
     score = score_sweeps(sweeps, 3, "none")
-    assert np.median(score.time_H) < time
-    assert np.median(score.power_H) < power
+    assert np.median(score.time.error_H) < time
+    assert np.median(score.power.error_H) < power
     assert np.median(score.regret_S) < 0.02
-    assert np.concatenate([score.time_in_H, score.power_in_H]).mean() > 0.88
+    assert np.concatenate([score.time.inside_H, score.power.inside_H]).mean() > 0.88
 
 
 @public
@@ -91,13 +99,13 @@ def test_three_power_limits_tell_the_rest(device: str, time: float, power: float
 def test_three_clocks_tell_the_rest(device: str) -> None:
     jetson = [sweep for sweep in jetson_sweeps(Path(str(DATA))) if sweep.device == device]
     score = score_sweeps(jetson, 3, "none")
-    assert np.median(score.time_H) < 0.04
-    assert np.median(score.power_H) < 0.04
+    assert np.median(score.time.error_H) < 0.04
+    assert np.median(score.power.error_H) < 0.04
 
 
 @public
 def test_a_tenth_of_a_grid_tells_the_rest() -> None:
-    assert np.median(score_sweeps(tx2_grid(Path(str(DATA))), 5, "none").time_H) < 0.06
+    assert np.median(score_sweeps(tx2_grid(Path(str(DATA))), 5, "none").time.error_H) < 0.06
 
 
 @public
@@ -105,3 +113,4 @@ def test_three_loads_tell_a_processors_power() -> None:
     rows = {(row.probes, row.quantity): row for row in cpu_figures(cpu_sweeps(Path(str(DATA))))}
     assert rows[3, "power error"].median < 0.12
     assert rows[3, "codecarbon's error"].median > 2 * rows[3, "power error"].median
+    assert all(rows[probes, "power in band"].median > 0.88 for probes in (3, 4, 5))

@@ -115,3 +115,23 @@ def test_the_band_of_many_replays_holds_what_it_says() -> None:
         chosen = choose(data)
         inside.append(np.abs(chosen.log_Q - shapes[index][order][3:]) <= chosen.half_Q)
     assert 0.9 <= np.concatenate(inside).mean() <= 1.0
+
+
+def test_unchecked_replays_narrow_the_band_less() -> None:
+    """Two observed points leave none to check the replays with; a third one does."""
+    shapes = np.log(np.linspace(0.1, 3.0, 20)[:, None] + 1 / SHARE)
+    order = [9, 0, 4, 1, 2, 3, 5, 6, 7, 8]
+
+    def width(seen: int) -> float:
+        data = Data(
+            task=CLOCK_TIME, x_NF=X[order][:seen], z_N=shapes[10][order][:seen], noise_N=np.zeros(seen),
+            count_N=np.ones(seen), repeat_noise=NOISE, x_QF=X[order][3:], prior_JA=np.delete(shapes, 10, axis=0)[
+                :, [*order[:seen], *order[3:]]], level_counts=False,
+        )  # fmt: skip
+        chosen = choose(data)
+        # Band and covariance are widened by one factor; what the band has beyond it is the noise of a new measurement.
+        noise_Q = np.sqrt((chosen.half_Q / 1.96) ** 2 - np.diag(chosen.cov_QQ))
+        return float(np.median(noise_Q)) / NOISE
+
+    assert 0.2 < width(3) < 0.85 * width(2)
+    assert width(2) < 1.0

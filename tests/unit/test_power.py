@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +115,21 @@ def test_the_band_is_wide_where_nothing_was_measured() -> None:
     assert far is not None
     assert far > 2 * near > 0
     assert not curve.extrapolated(0.65)
+
+
+def test_a_middle_point_that_lies_right_by_chance_leaves_a_band() -> None:
+    curve = fit_power_curve(point="p", share=[0.0, 0.5, 1.0], power_w=[2.0, 5.0, 8.0])
+    assert curve.band_w == pytest.approx(0.0, abs=1e-6)
+    assert (curve.band_at_w(0.25) or 0.0) > 0.1 * (8.0 - 2.0)
+
+
+def test_more_points_on_the_curve_narrow_the_band() -> None:
+    def band_w(count: int) -> float:
+        share = np.linspace(0.0, 1.0, count)
+        curve = fit_power_curve(point="p", share=[*share], power_w=[*(2.0 + 6.0 * share)])
+        return curve.band_at_w(0.3) or 0.0
+
+    assert band_w(3) > band_w(5) > band_w(9) > 0.0
 
 
 def test_outside_the_measured_shares_it_says_so() -> None:
