@@ -4,7 +4,8 @@ Candidates: the physical basis {1, x, x³} with non-negative coefficients (NNLS)
 what it leaves, and isotonic regression. The one is taken that errs least, both on inner points that were left out and
 on those that were not (many processors flatten out at half load, which the physical basis cannot follow); a candidate
 that bends more must be better by more. A saturating column beside x³ (√x, min(x, ½), 1 - (1 - x)³, 1 - exp(-4x)) was
-tried on measured processors: about the same with three points, worse with four. Axes: N measured, X asked for, L left out.
+tried on measured processors: about the same with three points, worse with four.
+Axes: N measured, X asked for, L left out.
 """
 
 from __future__ import annotations
