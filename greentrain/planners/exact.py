@@ -23,7 +23,7 @@ from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
 from greentrain.plan import Plan
 from greentrain.planners.candidate import best_of, certified, lower_bound, objective_value
-from greentrain.planners.goal import BestGoal, FrontierGoal, minimising_time
+from greentrain.planners.goal import BestGoal, FrontierGoal, minimising_energy, minimising_time
 from greentrain.planners.search_space import SearchSpace
 from greentrain.planners.single import candidates as single_candidates
 from greentrain.planners.stage_options import Window
@@ -94,11 +94,16 @@ def frontier(
     Raises:
         InfeasibleError: No plan satisfies the constraints.
     """
+    stop_at_s = time.monotonic() + time_limit_s
     goal = FrontierGoal(problem)
-    space = SearchSpace(problem, goal)
-    _Search(space, time.monotonic() + time_limit_s, progress).run()
-    if not goal.plans:
-        return (best_of(single_candidates(problem, space.cost_tables), problem, "exact"),)
+    fastest = plan(minimising_time(problem), time_limit_s=time_limit_s / 4)
+    leanest = plan(minimising_energy(problem), time_limit_s=time_limit_s / 4)
+    for end in (fastest, leanest):
+        goal.offer(end)
+    assert fastest.certificate is not None
+    # No round is shorter than the fastest plan's bound, so nothing in front of it is looked at.
+    shortest_s = (fastest.certificate.lower_bound or 0.0) * problem.batch
+    _Search(SearchSpace(problem, goal), stop_at_s, progress, shortest_s=shortest_s * (1 - 1e-9)).run()
     return tuple(msgspec.structs.replace(found, planner="exact") for found in goal.plans)
 
 
@@ -113,11 +118,19 @@ class _OpenWindow(NamedTuple):
 
 @dataclass
 class _Search:
-    """Best-first over windows of round lengths."""
+    """Best-first over windows of round lengths.
+
+    Attributes:
+        space: The plans.
+        stop_at_s: Monotonic time at which the search ends.
+        progress: Told how far the search is.
+        shortest_s: No round is known to be shorter.
+    """
 
     space: SearchSpace
     stop_at_s: float
     progress: Callable[[str], None] | None
+    shortest_s: float = 0.0
     _heap: list[_OpenWindow] = field(default_factory=list[_OpenWindow])
     _order: int = 0
 
@@ -155,7 +168,8 @@ class _Search:
             space.goal.slowest_s = slowdown * self._fastest_s()
         for found in single_candidates(space.problem, space.cost_tables):
             space.offer(found)
-        shortest_s = 0.5 * lower_bound(minimising_time(space.problem)) * space.problem.batch
+        fluid_s = 0.5 * lower_bound(minimising_time(space.problem)) * space.problem.batch
+        shortest_s = max(self.shortest_s, fluid_s)
         for micro_batch in space.tables_of:
             self._push(micro_batch, Window(shortest_s, space.longest_round_s(micro_batch)))
 
@@ -183,7 +197,9 @@ class _Search:
         ratio = window.high_s / window.low_s
         # Joules tell most plans apart even in a wide window; seconds alone do not.
         wide = ratio > (_WIDEST_WINDOW if goal.by_energy else _WIDEST_IN_TIME)
-        most = _FEW_CONFIGURATIONS if wide else _MOST_CONFIGURATIONS
+        # Of a frontier every plan is wanted, so joules prune little where the window is wide.
+        few = 0 if isinstance(goal, FrontierGoal) else _FEW_CONFIGURATIONS
+        most = few if wide else _MOST_CONFIGURATIONS
         parts: tuple[Window, ...] = ()
         try:
             WindowSearch(self.space, least.micro_batch, window, inf if ratio < _NARROWEST_WINDOW else most).run()

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import msgspec
 
-from greentrain.objective import Problem
+from greentrain.objective import ObjectiveKind, Problem
 from greentrain.plan import Estimate, Plan
 from greentrain.planners.candidate import objective_value
 
-__all__ = ["BestGoal", "FrontierGoal", "Goal", "minimising_time"]
+__all__ = ["BestGoal", "FrontierGoal", "Goal", "minimising_energy", "minimising_time"]
 
 # A plan must be better by this part to count as better.
 _STEP = 1e-10
@@ -70,7 +70,16 @@ def _price(plan: Plan) -> Estimate:
 
 def minimising_time(problem: Problem) -> Problem:
     """The same problem for the fastest plan, without a slowdown that would be measured against it."""
-    objective = msgspec.structs.replace(problem.objective, minimise="time", max_slowdown=None)
+    return _minimising(problem, "time")
+
+
+def minimising_energy(problem: Problem) -> Problem:
+    """The same problem for the plan with the least energy, however slow."""
+    return _minimising(problem, "energy")
+
+
+def _minimising(problem: Problem, kind: ObjectiveKind) -> Problem:
+    objective = msgspec.structs.replace(problem.objective, minimise=kind, max_slowdown=None)
     return msgspec.structs.replace(problem, objective=objective)
 
 
