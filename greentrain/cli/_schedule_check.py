@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -22,8 +23,8 @@ from greentrain.version import VERSION
 
 __all__ = ["check_plan", "origin_of"]
 
-# Exit status where a plan belongs and keeps its limits, but is not what it was.
-_DIFFERS_EXIT = 1
+# Exit status of a plan that does not belong to these files, as that of a wrong argument.
+_OTHER_FILES_EXIT = 2
 # Figures that differ by less are the same.
 _SAME = 1e-9
 
@@ -33,12 +34,14 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         same: Whether nothing differs.
-        differences: One sentence each.
+        differences: What is not as the plan says, one sentence each.
+        remarks: What cannot be told, or does not matter.
         estimate: The present price.
     """
 
     same: bool
     differences: tuple[str, ...]
+    remarks: tuple[str, ...]
     estimate: Estimate
 
 
@@ -64,10 +67,10 @@ def check_plan(path: Path, cluster_path: Path, profiles: Path, *, as_json: bool)
     """Compare a plan with the present profiles and cluster.
 
     Returns:
-        The exit status: 0 when it is the same, 1 when something differs but it holds.
+        The exit status: 0 when it is the same, 2 when it was made from other files.
 
     Raises:
-        UsageError: The plan does not belong to these files.
+        UsageError: The plan is for another model, or names unknown devices.
         InfeasibleError: It breaks a limit now.
     """
     plan = load_plan(path)
@@ -76,25 +79,35 @@ def check_plan(path: Path, cluster_path: Path, profiles: Path, *, as_json: bool)
     validate_actions(lower(plan))
     price = estimate(plan, problem)
     differences = (*_origin_differences(plan, cluster_path, profiles), *_figure_differences(plan, price))
+    remarks = tuple(_remarks(plan))
     if price.violations:
         raise InfeasibleError(
             f"{path}: {'; '.join((*price.violations, *differences))}.", hint="Run greentrain schedule again."
         )
     if as_json:
-        emit_json(Checked(same=not differences, differences=differences, estimate=price))
-    elif differences:
-        click.echo("\n".join(f"{path}: {difference}." for difference in differences))
-        click.echo("The plan belongs to these files and keeps its limits.")
+        emit_json(Checked(same=not differences, differences=differences, remarks=remarks, estimate=price))
     else:
-        click.echo(f"{path}: the same model, times, cluster and price; it keeps its limits.")
-    return _DIFFERS_EXIT if differences else 0
+        lines = [
+            *differences,
+            *remarks,
+            *([] if differences else ["the same model, times, cluster and price; it keeps its limits"]),
+        ]
+        click.echo("\n".join(f"{path}: {line}." for line in lines))
+    return _OTHER_FILES_EXIT if differences else 0
+
+
+def _remarks(plan: Plan) -> Iterator[str]:
+    if plan.origin is None:
+        yield "it does not say what it was made from, an older version wrote it"
+    elif plan.origin.tool_version != VERSION:
+        yield f"greentrain {plan.origin.tool_version} made it, this is {VERSION}"
 
 
 def _origin_differences(plan: Plan, cluster_path: Path, profiles: Path) -> list[str]:
     """What the plan was made from and is not the same any more."""
     origin = plan.origin
     if origin is None:
-        return ["it does not say what it was made from, an older version wrote it"]
+        return []
     file, cluster = load_cluster(cluster_path)
     gone = [name for name in origin.devices if all(device.id != name for device in cluster.devices)]
     if gone:
@@ -114,8 +127,6 @@ def _origin_differences(plan: Plan, cluster_path: Path, profiles: Path) -> list[
         found.append("the model's layers or times are not those it was made from")
     if now.cluster_sha256 != origin.cluster_sha256:
         found.append("the devices or links are not those it was made from")
-    if now.tool_version != origin.tool_version:
-        found.append(f"greentrain {origin.tool_version} made it, this is {now.tool_version}")
     return found
 
 

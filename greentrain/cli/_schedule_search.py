@@ -114,6 +114,7 @@ class Planning:
             plans = _best_ones(self._each(problem, limit_s / len(_KINDS)))
             whole, method = False, "beam: the plans found for time, EDP and energy only"
         self.searched_s = time.monotonic() - begun_s
+        plans = tuple(msgspec.structs.replace(plan, objective=problem.objective) for plan in plans)
         return Frontier(plans=_within_slowdown(plans, problem), exact=whole, method=method)
 
     def _each(self, problem: Problem, limit_s: float) -> list[Plan]:
@@ -121,7 +122,7 @@ class Planning:
         for kind in _KINDS:
             objective = msgspec.structs.replace(problem.objective, minimise=kind)
             found.append(self._ask(msgspec.structs.replace(problem, objective=objective), limit_s, 0.0))
-        return [msgspec.structs.replace(plan, objective=problem.objective) for plan in found]
+        return found
 
     def _ask(self, problem: Problem, time_limit_s: float | None, gap_ratio: float) -> Plan:
         report = self.patience.report

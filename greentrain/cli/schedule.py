@@ -151,30 +151,36 @@ def _make(
             plan = planning.best(problem)
         except InfeasibleError as error:
             raise why_infeasible(problem, planning.quick, error) from error
+    took_s = planning.searched_s
+    fastest = _fastest(problem, planning, frontier)
     explanation: Explanation | None = None
     picked = options.pick is not None and options.pick != "best"
     if options.explained and not picked and start is None and not planning.patience.interrupted:
-        seconds = min(max(planning.searched_s, _EXPLAIN_S), options.time_limit_s or _LONGEST_EXPLAIN_S)
         explanation = explain(
-            plan,
-            problem,
-            budget_s=seconds,
-            planning_s=planning.searched_s,
-            stopped=lambda: planning.patience.interrupted,
-        )
+            plan, problem, budget_s=min(max(took_s, _EXPLAIN_S), options.time_limit_s or _LONGEST_EXPLAIN_S),
+            planning_s=took_s, fastest_s=_round_s(fastest), stopped=lambda: planning.patience.interrupted,
+        )  # fmt: skip
     reasons = {} if explanation is None else {name: why.sentence for name, why in explanation.devices.items()}
     plan = msgspec.structs.replace(plan, origin=origin, reasons={**reasons, **asked.selection.left_out})
-    fastest: Plan | None = None
-    if frontier is not None and problem.objective.minimise != "time":
-        fastest = frontier.rows[0].plan
-    elif problem.objective.minimise != "time" and not planning.patience.interrupted:
-        fastest = planning.fastest(problem)
-        fastest = None if fastest is None else msgspec.structs.replace(fastest, origin=origin)
+    fastest = None if fastest is None else msgspec.structs.replace(fastest, origin=origin)
     constant = intensity if isinstance(intensity, Intensity) else None
     return _Made(
         plan=plan, fastest=fastest, frontier=frontier, explanation=explanation,
         job=job_of(plan, problem, constant), start=start,
     )  # fmt: skip
+
+
+def _fastest(problem: Problem, planning: Planning, frontier: FrontierFile | None) -> Plan | None:
+    """The time-optimal plan under the same limits; None where the objective is time, or nobody wants to wait."""
+    if problem.objective.minimise == "time":
+        return None
+    if frontier is not None:
+        return frontier.rows[0].plan
+    return None if planning.patience.interrupted else planning.fastest(problem)
+
+
+def _round_s(plan: Plan | None) -> float | None:
+    return None if plan is None or plan.estimate is None else plan.estimate.step_s
 
 
 def _from_frontier(

@@ -25,6 +25,7 @@ def explain(
     *,
     budget_s: float = DEFAULT_BUDGET_S,
     planning_s: float = 0.0,
+    fastest_s: float | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Explanation:
     """Ask the planner again about everything that could be otherwise, as far as the time goes.
@@ -34,10 +35,11 @@ def explain(
         problem: What it was chosen for.
         budget_s: Seconds for all questions together; what they leave out stands in ``cut_short``.
         planning_s: What the plan itself took; tells whether there is time to search the whole cluster again.
+        fastest_s: Length of the fastest round where it is known; saves asking for it with every slowdown.
         stopped: Asked before each question whether to stop.
     """
     begun_s = time.monotonic()
-    search = Search(plan, problem, stop_at_s=begun_s + budget_s, whole_s=planning_s)
+    search = Search(plan, problem, stop_at_s=begun_s + budget_s, fastest_s=fastest_s, whole_s=planning_s)
     questions = [
         *device_questions(search),
         *limit_questions(search),

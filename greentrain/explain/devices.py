@@ -43,7 +43,7 @@ def _without(search: Search, name: str, alike: tuple[str, ...]) -> Reason:
     fewer = msgspec.structs.replace(problem, cluster=problem.cluster.restricted_to(kept))
     found = search.best(fewer, must_avoid=name) if device_types(fewer).without(name).names_T else None
     if found is None:
-        return Reason(topic=name, sentence="in: without it no plan keeps the limits", matters=True)
+        return Reason(topic=name, sentence=f"in: without it no {_plan(search)} keeps the limits", matters=True)
     if spare:
         found = msgspec.structs.replace(found, estimate=estimate(found, problem))
     search.found.append(found)
@@ -65,11 +65,15 @@ def _with(search: Search, name: str, alike: tuple[str, ...]) -> Reason:
     # The planner names the first of a type.
     found = search.best(problem, must_use=alike[0])
     if found is None:
-        return Reason(topic=name, sentence="out: no plan with it keeps the limits", matters=False)
+        return Reason(topic=name, sentence=f"out: no {_plan(search)} with it keeps the limits", matters=False)
     search.found.append(found)
     figures = search.figures(found)
     sentence = f"out: {best_plan(figures)} with it would take {text_of(figures, plan.objective.minimise)}"
     return Reason(topic=name, sentence=sentence, matters=False, figures=figures)
+
+
+def _plan(search: Search) -> str:
+    return "plan" if search.whole else "plan found"
 
 
 def _refused(search: Search, name: str) -> str | None:

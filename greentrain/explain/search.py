@@ -20,6 +20,7 @@ from greentrain.planners import exact, single
 from greentrain.planners.auto import MOST_VECTORS, is_exact
 from greentrain.planners.candidate import objective_value
 from greentrain.planners.device_types import device_types
+from greentrain.planners.slowdown import slowdown_as_deadline
 
 __all__ = ["CLOSE", "OutOfTimeError", "Question", "Search", "best_plan", "text_of"]
 
@@ -61,6 +62,7 @@ class Search:
         plan: The chosen plan.
         problem: What it was chosen for.
         stop_at_s: Monotonic second at which nothing more is asked.
+        fastest_s: Length of the fastest round, which a slowdown is measured against (None = not known).
         whole_s: Seconds that a search of the whole cluster is expected to take.
         questions_left: Questions that still share the time.
         whole: Whether every answer so far is about the whole cluster.
@@ -70,21 +72,24 @@ class Search:
     plan: Plan
     problem: Problem
     stop_at_s: float
+    fastest_s: float | None = None
     whole_s: float = 0.0
     questions_left: int = 1
     whole: bool = True
     found: list[Plan] = field(default_factory=list[Plan])
 
     def best(self, problem: Problem, *, must_use: str | None = None, must_avoid: str | None = None) -> Plan | None:
-        """The best plan of a problem with its bound; None where there surely is none.
+        """The best plan of a problem with its bound; None where there is none.
 
-        Where the whole cluster would take too long, the plan's own devices and a few more are asked, and
-        nothing is said about a bound.
+        A slowdown is kept as the longest round that it allows now, also on a faster network. Where the whole cluster
+        would take too long, the plan's own devices and a few more are asked, and nothing is said about a bound.
 
         Raises:
             OutOfTimeError: The time does not suffice for an answer.
         """
         left_s = self.stop_at_s - time.monotonic()
+        if self.fastest_s is not None:
+            problem = slowdown_as_deadline(problem, self.fastest_s)
         share_s = min(left_s, max(2 * left_s / self.questions_left, _SHARE_S))
         if share_s < _SHORTEST_S:
             raise OutOfTimeError
@@ -101,29 +106,36 @@ class Search:
             self.whole_s = inf
         return self._among_few(problem, must_use, must_avoid, share_s)
 
-    def _among_few(self, problem: Problem, must_use: str | None, must_avoid: str | None, share_s: float) -> Plan:
-        smaller = self._smaller(problem, must_use)
+    def _among_few(self, problem: Problem, must_use: str | None, must_avoid: str | None, share_s: float) -> Plan | None:
+        smaller = self._smaller(problem, must_use, must_avoid)
+        begun_s = time.monotonic()
         try:
             found = exact.plan(smaller, must_use=must_use, must_avoid=must_avoid, time_limit_s=share_s, gap_ratio=_GAP)
         except InfeasibleError as error:
-            raise OutOfTimeError from error
+            if time.monotonic() - begun_s >= share_s:
+                raise OutOfTimeError from error
+            self.whole = False
+            return None
         if not _settled(found):
             raise OutOfTimeError
         self.whole = False
         return msgspec.structs.replace(found, estimate=estimate(found, problem), certificate=None)
 
-    def _smaller(self, problem: Problem, must_use: str | None) -> Problem:
+    def _smaller(self, problem: Problem, must_use: str | None, must_avoid: str | None) -> Problem:
         """The plan's devices with those that the question is about, or with the one that is best alone."""
         known = {device.id for device in self.problem.cluster.devices}
         new = {device.id for device in problem.cluster.devices if device.id not in known}
         kept = set(self.plan.devices) | new | ({must_use} if must_use is not None else set())
-        others = (found for found in self._alone if found.devices[0] not in kept)
+        there = {device.id for device in problem.cluster.devices} - kept
+        others = (found for found in self._alone if found.devices[0] in there)
         best = min(others, key=objective_value, default=None)
         wider = kept if best is None or new or must_use is not None else kept | set(best.devices)
         for names, most in ((wider, _FEW_VECTORS), (kept, MOST_VECTORS)):
             own = tuple(device.id for device in problem.cluster.devices if device.id in names)
             smaller = msgspec.structs.replace(problem, cluster=problem.cluster.restricted_to(own))
-            if device_types(smaller).vectors_n <= most:
+            types = device_types(smaller)
+            left = types if must_avoid is None else types.without(must_avoid)
+            if left.names_T and types.vectors_n <= most:
                 return smaller
         raise OutOfTimeError
 

@@ -28,6 +28,7 @@ from greentrain.planners.device_types import DeviceTypes, device_types
 from greentrain.planners.goal import BestGoal, minimising_time
 from greentrain.planners.search_space import all_span_tables
 from greentrain.planners.single import candidates as single_candidates
+from greentrain.planners.slowdown import slowdown_as_deadline
 from greentrain.planners.span_tables import SpanTables, counted_w
 from greentrain.planners.stage_options import Window
 
@@ -57,7 +58,8 @@ def plan(
     limited = problem
     if problem.objective.max_slowdown is not None:
         fastest = plan(minimising_time(problem), time_limit_s=time_limit_s / 2, progress=progress)
-        limited = _without_slowdown(problem, fastest)
+        assert fastest.estimate is not None
+        limited = slowdown_as_deadline(problem, fastest.estimate.step_s)
     search = _Beam(limited, stop_at_s, progress)
     search.run()
     search.best = search.best or fastest
@@ -68,20 +70,6 @@ def plan(
     found = msgspec.structs.replace(search.best, planner="beam", objective=problem.objective)
     bound = min(max(lower_bound(problem), _bound(problem, search)), objective_value(found))
     return certified(found, problem, bound, method, search.considered_n)
-
-
-def _without_slowdown(problem: Problem, fastest: Plan) -> Problem:
-    """The same problem with the slowdown against the beam's fastest plan as a deadline, which holds for every set."""
-    objective = problem.objective
-    assert objective.max_slowdown is not None
-    assert fastest.estimate is not None
-    # A job so long that waking does not count, where none is given.
-    samples = objective.job_samples or 10**9 * problem.batch
-    longest_s = objective.max_slowdown * fastest.estimate.step_s * samples / problem.batch
-    limited = msgspec.structs.replace(
-        objective, max_slowdown=None, deadline_s=min(longest_s, objective.deadline_s or inf), job_samples=samples
-    )
-    return msgspec.structs.replace(problem, objective=limited)
 
 
 _FEASIBLE, _TOO_SLOW, _NO_ROOM = range(3)
