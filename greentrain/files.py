@@ -4,7 +4,8 @@ A JSON file of greentrain is one object with ``schema`` (``greentrain.<noun>/<ve
 ``tool_version``, ``created_utc`` and the fields of the struct beside them.
 
 History of the schemas
-    2026-11  plan/1, device/1, model/1, layers/1, links/1, cluster/1, summary/1, ledger/1, point/1, points/1
+    2026-11  plan/1, device/1, model/1, layers/1, links/1, cluster/1, summary/1, ledger/1, point/1, points/1,
+             frontier/1
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from greentrain.cli._models_plan import is_predicted, plan_findings
 from greentrain.explain import Explanation, Reason
@@ -11,7 +11,9 @@ from greentrain.objective import Problem
 from greentrain.plan import Plan, parallelism_name
 from greentrain.units import format_quantity
 
-__all__ = ["explanation_text", "plan_text", "price_line"]
+__all__ = ["device_list", "explanation_text", "plan_text", "price_line"]
+
+_MOST_NAMES = 6
 
 
 def price_line(plan: Plan) -> str:
@@ -63,7 +65,14 @@ def _together(reasons: dict[str, str]) -> Iterable[tuple[str, str]]:
     devices: defaultdict[str, list[str]] = defaultdict(list)
     for device, reason in reasons.items():
         devices[reason].append(device)
-    return ((", ".join(names), reason) for reason, names in devices.items())
+    return ((device_list(names), reason) for reason, names in devices.items())
+
+
+def device_list(names: Sequence[str]) -> str:
+    """The names, of many devices only the first."""
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[: _MOST_NAMES - 1])} and {len(names) - _MOST_NAMES + 1} more"
 
 
 def explanation_text(explanation: Explanation) -> str:
@@ -92,6 +101,8 @@ def _mattering(reasons: Iterable[Reason], nothing: str) -> list[str]:
 def _remarks(plan: Plan, problem: Problem) -> list[str]:
     """What a reader must know before comparing figures of different origin."""
     found = [f"not measured: {finding.line}" for finding in plan_findings(plan, problem)]
+    if any(stage.sharing != "samples" for stage in plan.stages):
+        found.append("this version simulates plans that share heads, columns or tokens, but does not train them yet")
     predicted = {
         (device.kind, point.name)
         for device in problem.cluster.devices
@@ -109,7 +120,7 @@ def _remarks(plan: Plan, problem: Problem) -> list[str]:
     )
     if estimated:
         found.append(
-            f"layer times of {', '.join(estimated)}: modelled from the catalogue (a board's GPU where it has one); "
+            f"layer times of {device_list(estimated)}: modelled from the catalogue (a board's GPU where it has one); "
             "the others' were taken on their processors"
         )
     if plan.objective.count_idle_of_unused:

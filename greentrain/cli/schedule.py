@@ -11,7 +11,7 @@ import msgspec
 
 from greentrain.carbon import Intensity, IntensitySeries
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say
-from greentrain.cli._plan_text import explanation_text, plan_text, price_line
+from greentrain.cli._plan_text import device_list, explanation_text, plan_text, price_line
 from greentrain.cli._progress import Patience
 from greentrain.cli._schedule_carbon import Job, Start, best_start, job_of, job_text, start_text
 from greentrain.cli._schedule_check import check_plan, origin_of
@@ -108,7 +108,7 @@ def command(**given: Any) -> int | None:
         raise click.UsageError("--start-after goes with --intensity-series.")
     with Patience(quiet=options.as_json) as patience:
         planning = Planning(options.planner, patience, options.time_limit_s, options.gap_ratio)
-        names = ", ".join(device.id for device in asked.problem.cluster.devices)
+        names = device_list([device.id for device in asked.problem.cluster.devices])
         say(f"Planning {asked.problem.model.model} over {names} …", quiet=options.as_json)
         made = _make(options, asked, planning, intensity)
     _write(made, options.output)

@@ -57,7 +57,7 @@ def _with(search: Search, name: str, alike: tuple[str, ...]) -> Reason:
     problem, plan = search.problem, search.plan
     used = [other for other in alike if other in plan.devices]
     if used:
-        sentence = f"out: {len(used)} of the {len(alike)} devices like it are enough ({', '.join(used)})"
+        sentence = f"out: of the {len(alike)} devices like it the plan needs {len(used)} ({', '.join(used)})"
         return Reason(topic=name, sentence=sentence, matters=False)
     refused = _refused(search, name)
     if refused is not None:

@@ -64,7 +64,7 @@ def test_of_devices_that_are_alike_some_are_enough() -> None:
     problem = _twins(make_problem(1, devices=3, layers=3, batch=4))
     plan, found = _explained(problem)
     assert plan.devices == ("d0",)
-    assert found.devices["d2"].sentence == "out: 1 of the 2 devices like it are enough (d0)"
+    assert found.devices["d2"].sentence == "out: of the 2 devices like it the plan needs 1 (d0)"
     assert found.devices["d0"].sentence.startswith("in: with one kind0 less the best plan would take")
 
 
