@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -84,7 +85,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--intensity-series", "intensity_path", type=_FILE, metavar="FILE.csv",
-    help="Grid intensity over time (time, g per kWh): choose the plan and the start that emit least.",
+    help="Grid intensity over time (time, g per kWh): the cleanest start; with --objective carbon also the plan.",
 )  # fmt: skip
 @click.option(
     "--start-after", "earliest", metavar="TIME", help="Earliest start with --intensity-series [default: now]."
@@ -143,19 +144,24 @@ def _make(
     series = intensity if isinstance(intensity, IntensitySeries) else None
     origin = origin_of(problem)
     frontier: FrontierFile | None = None
-    start: Start | None = None
-    if options.frontier or options.pick is not None or series is not None:
-        plan, frontier, start = _from_frontier(options, problem, planning, series)
+    by_grid = series is not None and options.minimise == "carbon"
+    if options.frontier or options.pick is not None or by_grid:
+        plan, frontier = _from_frontier(options, problem, planning, series)
     else:
         try:
             plan = planning.best(problem)
         except InfeasibleError as error:
             raise why_infeasible(problem, planning.quick, error) from error
+    start: Start | None = None
+    if series is not None:
+        # Of a frontier all plans are tried again, to tell what the chosen one saves.
+        tried = [row.plan for row in frontier.rows] if frontier is not None and by_grid and not options.pick else [plan]
+        start = _start(tried, options, problem, series)
     took_s = planning.searched_s
     fastest = _fastest(problem, planning, frontier)
     explanation: Explanation | None = None
     picked = options.pick is not None and options.pick != "best"
-    if options.explained and not picked and start is None and not planning.patience.interrupted:
+    if options.explained and not picked and not by_grid and not planning.patience.interrupted:
         explanation = explain(
             plan, problem, budget_s=min(max(took_s, _EXPLAIN_S), options.time_limit_s or _LONGEST_EXPLAIN_S),
             planning_s=took_s, fastest_s=_round_s(fastest), stopped=lambda: planning.patience.interrupted,
@@ -185,7 +191,7 @@ def _round_s(plan: Plan | None) -> float | None:
 
 def _from_frontier(
     options: ScheduleOptions, problem: Problem, planning: Planning, series: IntensitySeries | None
-) -> tuple[Plan, FrontierFile, Start | None]:
+) -> tuple[Plan, FrontierFile]:
     """The frontier, and the plan that the objective, ``--pick`` or the grid takes from it."""
     if options.frontier or options.pick is None:
         try:
@@ -201,21 +207,25 @@ def _from_frontier(
         if file.origin != origin_of(problem):
             say("Remark: the frontier was made from other profiles or devices; its plans are priced with the present.")
         plans, whole, method = priced_again(file, problem), file.exact, file.method
-    start: Start | None = None
-    if series is not None:
-        from greentrain_datasets.carbon import parse_utc
-
-        earliest_s = None if options.earliest is None else parse_utc(options.earliest, where="--start-after")
-        start = best_start(plans, problem, series, earliest_s)
     number = None if options.pick is None else number_of_pick(options.pick, len(plans))
-    if number is None:
-        number = best_number(plans, problem) if start is None else start.number + 1
+    if number is None and series is not None and options.minimise == "carbon":
+        number = _start(plans, options, problem, series).number + 1
+    number = number or best_number(plans, problem)
     plan = plans[number - 1]
     price = plan.estimate
     if price is not None and price.violations:
         raise InfeasibleError(f"row {number} of the frontier breaks a limit: {price.violations[0]}.")
     file = frontier_file(plans, number, exact=whole, method=method, origin=origin_of(problem))
-    return plan, file, start
+    return plan, file
+
+
+def _start(
+    plans: Sequence[Plan], options: ScheduleOptions, problem: Problem, series: IntensitySeries
+) -> Start:  # fmt: skip
+    from greentrain_datasets.carbon import parse_utc
+
+    earliest_s = None if options.earliest is None else parse_utc(options.earliest, where="--start-after")
+    return best_start(plans, problem, series, earliest_s)
 
 
 def _write(made: _Made, output: Path) -> None:

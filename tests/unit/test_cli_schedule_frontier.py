@@ -141,6 +141,17 @@ def test_a_faster_plan_can_emit_less_where_the_clean_hour_is_short(greentrain: C
     assert printed["start"]["co2e_kg"] < printed["start"]["leanest_co2e_kg"]
 
 
+def test_with_another_objective_only_the_start_is_chosen(greentrain: Command) -> None:
+    Path("grid.csv").write_text(SERIES)
+    arguments = ("--samples", "4000000", "--intensity-series", "grid.csv", "--start-after", "2026-05-01T00:10Z")
+    printed = json.loads(greentrain("schedule", "--objective", "time", *arguments, "--json").out)
+    assert printed["frontier"] is None
+    assert printed["start"]["tried_n"] == 1
+    start = printed["start"]
+    assert start["co2e_kg"] == start["leanest_co2e_kg"] < start["now_co2e_kg"]
+    assert printed["explanation"] is not None
+
+
 def test_a_series_that_is_too_short(greentrain: Command) -> None:
     Path("grid.csv").write_text(SERIES)
     ended = greentrain(
