@@ -9,6 +9,7 @@ import pytest
 
 from greentrain.actions import lower
 from greentrain.actions import validate as validate_actions
+from greentrain.cli._schedule_frontier import FRONTIER_SCHEMA, FrontierFile
 from greentrain.cluster_file import read_cluster_file
 from greentrain.files import read_json
 from greentrain.ledger import read_ledger, total_energy_j
@@ -43,6 +44,16 @@ def test_plan(folder: Path) -> None:
     assert set(plan.reasons) == {"d0", "d1"}
     validate_actions(lower(plan))
     check_model(plan, read_model_profile(folder / "profiles", "toy"))
+
+
+@every_version
+def test_frontier(folder: Path) -> None:
+    file = read_json(folder / "plan.frontier.json", FrontierFile, schema=FRONTIER_SCHEMA)
+    assert [row.number for row in file.rows] == [1, 2]
+    assert [row.marks for row in file.rows] == [("time", "EDP knee"), ("energy", "chosen")]
+    assert file.origin.devices == ("d0", "d1")
+    assert file.rows[0].plan.origin == file.origin
+    assert file.rows[0].plan.stages == read_json(folder / "plan.json", Plan, schema=PLAN_SCHEMA).stages
 
 
 @every_version
