@@ -22,14 +22,14 @@ import msgspec
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
 from greentrain.plan import Plan
-from greentrain.planners.candidate import best_of, certified, lower_bound, objective_value
+from greentrain.planners.candidate import best_of, certified, lower_bound
 from greentrain.planners.goal import BestGoal, FrontierGoal, minimising_energy, minimising_time
 from greentrain.planners.search_space import SearchSpace
 from greentrain.planners.single import candidates as single_candidates
 from greentrain.planners.stage_options import Window
 from greentrain.planners.window_search import TooManyError, WindowSearch
 
-__all__ = ["frontier", "plan"]
+__all__ = ["finalists", "frontier", "plan"]
 
 DEFAULT_TIME_LIMIT_S = 30.0
 
@@ -64,18 +64,35 @@ def plan(
         InfeasibleError: No plan satisfies the constraints.
         NotSupportedError: The cluster has too many devices of too many types.
     """
+    return finalists(
+        problem, must_use=must_use, must_avoid=must_avoid, time_limit_s=time_limit_s, gap_ratio=gap_ratio,
+        progress=progress,
+    )[0]  # fmt: skip
+
+
+def finalists(
+    problem: Problem,
+    *,
+    must_use: str | None = None,
+    must_avoid: str | None = None,
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+    gap_ratio: float = 0.0,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Plan, ...]:
+    """The best plan under the cost model and some that are nearly as good, best first; see :func:`plan`."""
     goal = BestGoal(problem, gap_ratio=gap_ratio)
     space = SearchSpace(problem, goal, must_use=must_use, must_avoid=must_avoid)
     search = _Search(space, time.monotonic() + time_limit_s, progress)
     bound = search.run()
     if goal.plan is None:
         if must_use is None and must_avoid is None:
-            return best_of(single_candidates(problem, space.cost_tables), problem, "exact")
+            return (best_of(single_candidates(problem, space.cost_tables), problem, "exact"),)
         wish = f"uses device {must_use!r}" if must_use is not None else f"goes without device {must_avoid!r}"
         raise InfeasibleError(f"no feasible plan {wish}.", hint="Relax the limits.")
+    bound = min(bound, goal.value)
     # The plan known first comes from the single devices.
-    best = msgspec.structs.replace(goal.plan, planner="exact")
-    return certified(best, problem, min(bound, objective_value(best)), search.method(), space.considered_n)
+    named = (msgspec.structs.replace(found, planner="exact") for found in goal.finalists)
+    return tuple(certified(found, problem, bound, search.method(), space.considered_n) for found in named)
 
 
 def frontier(

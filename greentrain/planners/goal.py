@@ -16,6 +16,9 @@ __all__ = ["BestGoal", "FrontierGoal", "Goal", "minimising_energy", "minimising_
 
 # A plan must be better by this part to count as better.
 _STEP = 1e-10
+# Plans within this of the best are finalists, that many at most.
+_NEAR = 1.01
+_FINALISTS_N = 6
 
 
 class Goal(Protocol):
@@ -92,6 +95,7 @@ class BestGoal:
         gap_ratio: How much better a plan must be to be looked for.
         slowest_s: Longest round that a slowdown allows.
         plan: The best plan so far.
+        value: Its objective.
     """
 
     problem: Problem
@@ -99,6 +103,7 @@ class BestGoal:
     slowest_s: float = inf
     plan: Plan | None = None
     value: float = inf
+    _offered: list[Plan] = field(default_factory=list[Plan])
     _limits: tuple[float, float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,8 +155,15 @@ class BestGoal:
         if _price(plan).step_s > self.slowest_s * (1 + 1e-12):
             return
         value = objective_value(plan)
+        self._offered = sorted([*self._offered, plan], key=objective_value)[:_FINALISTS_N]
         if value < self.value:
             self.plan, self.value = plan, value
+
+    @property
+    def finalists(self) -> tuple[Plan, ...]:
+        """The best plan and those that were offered and are nearly as good, best first."""
+        near = [plan for plan in self._offered if objective_value(plan) <= self.value * _NEAR]
+        return tuple(near)
 
 
 @dataclass

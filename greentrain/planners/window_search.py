@@ -17,6 +17,8 @@ from greentrain.planners.stage_options import SHARINGS, Options, Window, joined,
 __all__ = ["TooManyError", "WindowSearch"]
 
 _MOST_PAIRS = 4_000_000
+_NEAR = 1.01
+_MOST_NEAR = 2
 
 
 class TooManyError(Exception):
@@ -218,8 +220,12 @@ class WindowSearch:
         round_s = labels.round_s[whole]
         round_j = labels.round_j(labels.round_s)[whole] + space.base_w * round_s
         values = [space.goal.least_value(s, j) for s, j in zip(round_s.tolist(), round_j.tolist(), strict=True)]
+        near = 0
         for position in np.argsort(values, kind="stable").tolist():
-            if round_j[position] >= space.goal.limit_j(float(round_s[position])):
+            limit_j = space.goal.limit_j(float(round_s[position]))
+            near += round_j[position] >= limit_j
+            # A few that are nearly as good are finalists.
+            if round_j[position] >= limit_j * _NEAR or near > _MOST_NEAR:
                 continue
             parts = tuple(self._parts(int(whole[position])))
             space.offer(assemble(space.problem, "exact", self.micro_batch, parts, space.cost_tables))

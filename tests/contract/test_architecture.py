@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planners": {"cost", "parallel"},
     "explain": {"cost", "planners"},
     "simulator": {"cost", "parallel"},
+    "rescore": {"simulator"},
     "workloads": {"datasets"},
     "runtime": {"cost", "parallel", "workloads", "datasets"},
     "harness": set(),
@@ -59,6 +60,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "planners": {"msgspec", "numpy"},
     "explain": {"msgspec"},
     "simulator": {"msgspec", "numpy"},
+    "rescore": {"msgspec"},
 }
 
 
