@@ -140,7 +140,13 @@ class SearchSpace:
     def longest_round_s(self, micro_batch: int) -> float:
         """No round of interest is longer: its devices would wait for too many joules, or no limit would hold."""
         spans = self.tables_of[micro_batch].spans
-        least_w = self.base_w + min(float(spans.more_w_P.min()), 0.0 if self.base_w else inf)
+        least_w = float(spans.more_w_P.min())
+        if self.base_w:
+            lower_w = [
+                min(float(spans.more_w_P[spans.slots_of(index)].min()), 0.0) * len(names)
+                for index, names in enumerate(self.types.names_T)
+            ]
+            least_w = self.base_w + sum(lower_w)
         limit_j = self.goal.limit_j(0.0)
         by_waiting_s = limit_j / least_w if least_w > 0 and self.goal.by_energy else inf
         return min(by_waiting_s, self._all_in_turn_s(spans), self.goal.limit_s())
