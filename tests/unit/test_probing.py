@@ -228,6 +228,23 @@ def test_probes_are_counted_until_the_choice_stays_good() -> None:
     assert bench.Search(9, (0.5, 0.3)).probes_until(0.02) == 9
 
 
+def test_sweeps_whose_settings_move_nothing_are_told_apart_and_counted() -> None:
+    moving = board(0, "w")
+    still = bench.Curve(
+        "other",
+        "v",
+        "other v",
+        tuple(seen._replace(power_w=5.0 + 0.01 * at) for at, seen in enumerate(moving.observations)),
+    )
+    assert (moving.moving, still.moving) == (True, False)
+    rows = [line.split()[:2] for line in bench.table([moving, still], decision=Decision(), seeds=1).splitlines()[1:]]
+    assert rows == [
+        [name, number]
+        for name, number in (("board", "1"), ("other", "1"), ("moving", "1"), ("still", "1"), ("all", "2"))
+        for _ in bench.METHODS
+    ]
+
+
 def test_the_bench_says_where_the_public_sweeps_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--data", str(tmp_path)]) == 2
     assert "Give the folder of the public sweeps with --data." in capsys.readouterr().err
