@@ -61,15 +61,22 @@ class Planning:
         if wished and self.planner not in _SEARCHING:
             raise click.UsageError(f"--time-limit and --gap go with the planners {', '.join(_SEARCHING)}.")
 
-    def best(self, problem: Problem) -> Plan:
-        """The planner's plan.
+    def finalists(self, problem: Problem) -> tuple[Plan, ...]:
+        """The planner's plan, and where it is the exact one also those that are nearly as good; best first.
 
         Raises:
             InfeasibleError: No plan satisfies the constraints.
         """
         begun_s = time.monotonic()
         try:
-            return self._ask(problem, self.time_limit_s, self.gap_ratio or 0.0)
+            if self.planner == "exact" or (self.planner == "auto" and auto.is_exact(problem)):
+                return exact.finalists(
+                    problem,
+                    time_limit_s=exact.DEFAULT_TIME_LIMIT_S if self.time_limit_s is None else self.time_limit_s,
+                    gap_ratio=self.gap_ratio or 0.0,
+                    progress=self.patience.report,
+                )
+            return (self._ask(problem, self.time_limit_s, self.gap_ratio or 0.0),)
         except InfeasibleError as error:
             if self.time_limit_s is not None and time.monotonic() - begun_s >= self.time_limit_s:
                 error.hint = "The search ended with --time-limit; a longer one may find a plan."

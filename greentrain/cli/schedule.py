@@ -36,6 +36,8 @@ from greentrain.files import write_json
 from greentrain.objective import Parallelism, Problem
 from greentrain.plan import PLAN_SCHEMA, Plan, time_optimal_path, validate
 from greentrain.planners import PLANNERS
+from greentrain.rescore import Finalist, rescored
+from greentrain.units import format_quantity
 
 __all__ = ["command"]
 
@@ -116,8 +118,9 @@ def command(**given: Any) -> int | None:
     if options.as_json:
         emit_json(
             {
-                "plan": made.plan, "time_optimal": made.fastest, "frontier": made.frontier,
-                "explanation": made.explanation, "job": made.job, "start": made.start, "file": str(options.output),
+                "plan": made.plan, "simulated": made.finalists[0].simulated, "time_optimal": made.fastest,
+                "frontier": made.frontier, "explanation": made.explanation, "job": made.job, "start": made.start,
+                "file": str(options.output),
             }
         )  # fmt: skip
     else:
@@ -130,6 +133,7 @@ class _Made:
     """All that one call of the command finds."""
 
     plan: Plan
+    finalists: tuple[Finalist, ...]
     fastest: Plan | None
     frontier: FrontierFile | None
     explanation: Explanation | None
@@ -146,12 +150,16 @@ def _make(
     frontier: FrontierFile | None = None
     by_grid = series is not None and options.minimise == "carbon"
     if options.frontier or options.pick is not None or by_grid:
-        plan, frontier = _from_frontier(options, problem, planning, series)
+        picked_plan, frontier = _from_frontier(options, problem, planning, series)
+        candidates = (picked_plan,)
     else:
         try:
-            plan = planning.best(problem)
+            candidates = planning.finalists(problem)
         except InfeasibleError as error:
             raise why_infeasible(problem, planning.quick, error) from error
+    # The simulated round decides between plans that the formula finds nearly alike.
+    finalists = rescored(candidates, problem)
+    plan = finalists[0].plan
     start: Start | None = None
     if series is not None:
         # Of a frontier all plans are tried again, to tell what the chosen one saves.
@@ -171,7 +179,7 @@ def _make(
     fastest = None if fastest is None else msgspec.structs.replace(fastest, origin=origin)
     constant = intensity if isinstance(intensity, Intensity) else None
     return _Made(
-        plan=plan, fastest=fastest, frontier=frontier, explanation=explanation,
+        plan=plan, finalists=finalists, fastest=fastest, frontier=frontier, explanation=explanation,
         job=job_of(plan, problem, constant), start=start,
     )  # fmt: skip
 
@@ -244,7 +252,7 @@ def _text(
         parts.append("Interrupted: this is the best plan so far; what comes after it was not asked.")
     if made.frontier is not None:
         parts.append(frontier_text(made.frontier))
-    parts.append(plan_text(made.plan, asked.problem))
+    parts.append(f"{plan_text(made.plan, asked.problem)}\n\n{_simulated(made.finalists)}")
     if made.explanation is not None:
         parts.append(explanation_text(made.explanation))
     if made.job is not None:
@@ -258,6 +266,17 @@ def _text(
     files += [frontier_path(output)] if made.frontier is not None else []
     parts.append(f"Written: {' and '.join(str(path) for path in files)}")
     return "\n\n".join(parts)
+
+
+def _simulated(finalists: Sequence[Finalist]) -> str:
+    simulated, price = finalists[0].simulated, finalists[0].plan.estimate
+    assert price is not None
+    beside = f"; {len(finalists)} nearly equal plans were simulated" if len(finalists) > 1 else ""
+    return (
+        f"Simulated: a round of {format_quantity(simulated.step_s, 'time')} "
+        f"({simulated.step_s / price.step_s - 1:+.1%} against the formula), "
+        f"{simulated.energy_j_per_sample:.4g} J/sample{beside}"
+    )
 
 
 def _saving(chosen: Plan, fastest: Plan) -> str:

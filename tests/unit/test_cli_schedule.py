@@ -239,6 +239,14 @@ def test_the_explanation_is_told_and_can_be_left_out(greentrain: Command) -> Non
     assert json.loads(ended.out)["plan"]["reasons"] == {}
 
 
+def test_the_simulated_round_stands_beside_the_formula(greentrain: Command) -> None:
+    printed = json.loads(greentrain("schedule", "--no-explain", "--json").out)
+    simulated, price = printed["simulated"], printed["plan"]["estimate"]
+    assert simulated["method"] == "simulator"
+    assert simulated["step_s"] == pytest.approx(price["step_s"], rel=0.05)
+    assert "Simulated: a round of " in greentrain("schedule", "--no-explain").out
+
+
 def test_a_gap_that_is_good_enough_and_no_time(greentrain: Command) -> None:
     plan = json.loads(greentrain("schedule", "--objective", "edp", "--gap", "0.2", "--no-explain", "--json").out)[
         "plan"
