@@ -236,6 +236,8 @@ def model_profile(chain: LayerChain, cluster: Cluster) -> ModelProfile:
             gradient_bytes=layer.cut_bytes,
             stash_bytes=layer.stash_bytes,
             forward_flop=layer.forward_s * chain.flop_per_s,
+            heads=chain.heads if chain.block_n == 1 else 0,
+            sequence=chain.tokens_n if chain.block_n == 1 else 0,
         )
         for layer in chain.layers
     )

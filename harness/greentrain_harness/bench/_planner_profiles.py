@@ -8,7 +8,7 @@ What the files do not say is assumed here, in one place:
   of 3 × 224 × 224 or 3 × 299 × 299 floats; that of a translation model follows from an LSTM's hidden state.
 - ``Input`` nodes take no time: the published figure is that of the data loader.
 - PipeEdge measured inference: a backward pass is taken to cost twice the forward pass, and the weights
-  follow from the width and the tokens of the transformer.
+  follow from the width and the tokens of the transformer, whose heads are 64 wide.
 - A layer keeps its own output for the backward pass, also where an operation works in place.
 - A graph that is no chain is put in topological order. Across a cut goes every tensor that is made before
   it and used after it, once; its gradient goes back with as many bytes.
@@ -73,6 +73,9 @@ class LayerChain(msgspec.Struct, frozen=True, kw_only=True):
         batch: Samples of the profiled batch.
         flop_per_s: Training rate that the profiled machine is taken to have.
         source: Where it comes from.
+        block_n: Layers that make up one block of a transformer.
+        heads: Attention heads of every block; 0 where there are none.
+        tokens_n: Tokens per sample.
     """
 
     model: str
@@ -81,6 +84,9 @@ class LayerChain(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     flop_per_s: float
     source: str
+    block_n: int = 1
+    heads: int = 0
+    tokens_n: int = 0
 
     def __post_init__(self) -> None:
         require(len(self.layers) > 0, f"profile {self.model!r} has no layers")
@@ -110,6 +116,11 @@ def merged(chain: LayerChain, most_layers: int) -> LayerChain:
     one by one: first those that separate the least work for the most bytes.
     """
     require_positive(most_layers=most_layers)
+    if chain.block_n > 1 and len(chain.layers) > most_layers:
+        # Whole blocks of a transformer can be shared inside a sample.
+        starts = range(0, len(chain.layers), chain.block_n)
+        whole = tuple(_block(chain.layers[start : start + chain.block_n]) for start in starts)
+        return merged(msgspec.structs.replace(chain, layers=whole, block_n=1), most_layers)
     blocks: list[list[ProfiledLayer]] = []
     for layer in chain.layers:
         if blocks and (layer.passes_n == 0 or all(other.passes_n == 0 for other in blocks[-1])):
@@ -280,6 +291,7 @@ _EDGE_TIMES = re.compile(
     re.MULTILINE,
 )
 # PipeEdge cuts a transformer block into four: attention, its projection, the first and second half of the MLP.
+_HEAD_WIDTH = 64
 _PARTS = ("attention", "projection", "mlp-in", "mlp-out")
 
 
@@ -333,6 +345,9 @@ def _pipeedge_chain(
         batch=batch,
         flop_per_s=flop / sum(times_s),
         source=f"PipeEdge's profile of {_EDGE_BOARD}",
+        block_n=len(_PARTS),
+        heads=width // _HEAD_WIDTH,
+        tokens_n=tokens_n,
     )
 
 
