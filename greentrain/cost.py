@@ -55,6 +55,8 @@ class StagePrice(NamedTuple):
         forward_s: Slowest device's forward seconds.
         backward_s: Slowest device's backward seconds.
         both_s: Forward and backward seconds of the device that is slowest in both together.
+        first_forward_s: Fastest device's forward seconds.
+        first_backward_s: Fastest device's backward seconds.
         busy_s: Computing seconds of each device, per micro-batch.
         update_s: Slowest device's optimizer seconds per round.
         sum_s: Seconds of the gradient sum per round.
@@ -63,6 +65,8 @@ class StagePrice(NamedTuple):
     forward_s: float
     backward_s: float
     both_s: float
+    first_forward_s: float
+    first_backward_s: float
     busy_s: tuple[float, ...]
     update_s: float
     sum_s: float
@@ -169,11 +173,14 @@ def stage_price(stage: Stage, tables: CostTables, micro_batch: int) -> StagePric
     if stage.sharing == "samples":
         forward_s, backward_s = (max(seconds) for seconds in zip(*own_s, strict=True))
         both_s = max(sum(seconds) for seconds in own_s)
+        first_s = [min(seconds) for seconds in zip(*own_s, strict=True)]
     else:
         forward_s, backward_s = (_ring_pass_s(stage, tables, micro_batch, way) for way in ("forward", "backward"))
         both_s = forward_s + backward_s
+        first_s = [forward_s, backward_s]
     sum_s = gradient_sum_s(cluster, stage.devices, stage.sum_bytes)
-    return StagePrice(forward_s, backward_s, both_s, tuple(sum(seconds) for seconds in own_s), update_s, sum_s)
+    busy_s = tuple(sum(seconds) for seconds in own_s)
+    return StagePrice(forward_s, backward_s, both_s, first_s[0], first_s[1], busy_s, update_s, sum_s)
 
 
 def device_compute_s(stage: Stage, position: int, tables: CostTables, micro_batch: int) -> tuple[float, float]:
@@ -207,7 +214,8 @@ def stage_step(stage: Stage, price: StagePrice, cluster: Cluster, micro_batch: i
     """What the round formula needs to know of a stage."""
     ring_port_s, ring_air_s = ring_loads_s(cluster, stage.devices, sum(_ring_bytes(stage, micro_batch)))
     return Step(
-        price.forward_s, price.backward_s, price.both_s, price.sum_s, price.update_s,
+        price.forward_s, price.backward_s, price.both_s, price.first_forward_s, price.first_backward_s,
+        price.sum_s, price.update_s,
         gradient_sum_air_s(cluster, stage.devices, stage.sum_bytes), ring_port_s, ring_air_s,
     )  # fmt: skip
 

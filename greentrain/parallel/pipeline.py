@@ -6,9 +6,10 @@ The order of actions is fixed, so a round is a longest path through them. These 
 
 - every micro-batch through h, and h waiting for the suffix: ``E_h + E_c + A``, the aligned dominant step of
   Asteroid (arXiv 2408.08015);
-- one micro-batch down and back (to r, to the last stage but one, or to the last), before it K−1 more forwards
+- one micro-batch down and back (to r, to the last stage but two, or to the last), before it K−1 more forwards
   and after it K−1 more backwards of the stage where it turns, in between M−K times the busiest port: of the
   transfer alone, or of r, whose way in takes activations and gradients, as its way out does;
+- the same with the forwards on one stage and the backwards on another;
 - h may be only K_h − K_r forwards ahead, so a window of that many micro-batches waits for a full turn;
 - on a shared medium all transfers and gradient sums follow one another.
 
@@ -53,6 +54,8 @@ class Step(NamedTuple):
         forward_s: Forward seconds of its slowest device.
         backward_s: Backward seconds of its slowest device.
         both_s: Forward and backward seconds of the device that is slowest in both together.
+        first_forward_s: Forward seconds of its fastest device; equal to ``forward_s`` where all end together.
+        first_backward_s: Backward seconds of its fastest device.
         sum_s: Gradient sum per round.
         update_s: Optimizer update per round.
         air_s: Seconds for which the gradient sum occupies a shared medium.
@@ -63,6 +66,8 @@ class Step(NamedTuple):
     forward_s: float
     backward_s: float
     both_s: float
+    first_forward_s: float
+    first_backward_s: float
     sum_s: float = 0.0
     update_s: float = 0.0
     air_s: float = 0.0
@@ -112,8 +117,11 @@ class Pipe(NamedTuple):
         aligned_s: Until the last backward of the first of them (A).
         round_s: Until the last update of all of them (T).
         both_s: The first stage's forward and backward.
-        middle_s: What one micro-batch adds behind the first stage, down to the last stage but one and back.
+        middle_s: What one micro-batch adds behind the first stage, down to the last stage but two and back.
         beyond_s: The same down to the last stage.
+        filled_s: Entry of the first micro-batch to the first return, with the forwards of those in flight on the
+            stage that is slowest in them, from the first one to where the last forward turns.
+        drained_s: Entry of that forward to the last return, with the backwards of those in flight on one stage.
         last_s: Entry of the last micro-batch to the last update.
         tail_s: The first stage's gradient sum and update.
         out_s: Activations (and its own rings) through the first stage's way out, per micro-batch.
@@ -128,6 +136,8 @@ class Pipe(NamedTuple):
     both_s: float
     middle_s: float
     beyond_s: float
+    filled_s: float
+    drained_s: float
     last_s: float
     tail_s: float
     out_s: float
@@ -135,6 +145,10 @@ class Pipe(NamedTuple):
     air_s: float
     sums_air_s: float
 
+
+# With up to five micro-batches all stages in front of the last two hold every one, so that their first backward
+# waits for all forwards at the last stage but two.
+_INNER_N = 3
 
 # A pipe can be dropped for another of as many stages over the same layers if it is no better in any of these
 # (and the shares of its first stage are the same, or need no less of every port in front of it). Without a
@@ -149,8 +163,9 @@ def last_stage(step: Step, micro_batches_n: int) -> Pipe:
     none_s = 0.0 * aligned_s
     return Pipe(
         stages_n=1, aligned_s=aligned_s, round_s=aligned_s + tail_s, both_s=step.both_s, middle_s=none_s,
-        beyond_s=none_s, last_s=step.both_s + tail_s, tail_s=tail_s, out_s=none_s + step.ring_port_s,
-        in_s=none_s + step.ring_port_s, air_s=none_s + step.ring_air_s, sums_air_s=none_s + step.air_s,
+        beyond_s=none_s, filled_s=step.both_s, drained_s=step.both_s, last_s=step.both_s + tail_s, tail_s=tail_s,
+        out_s=none_s + step.ring_port_s, in_s=none_s + step.ring_port_s, air_s=none_s + step.ring_air_s,
+        sums_air_s=none_s + step.air_s,
     )  # fmt: skip
 
 
@@ -162,35 +177,52 @@ class _Turn(NamedTuple):
         down_s: Until all of them have.
         up_s: From the end of their backward to the end of the head's.
         there_s: The transfer down and back.
+        turn_s: The same with the head's forward and backward.
+        near_s: The same with those of the suffix's first stage, too.
+        trip_s: The head's forward, down to the last stage and back, the head's backward.
         behind_s: From the end of the head's forward, down to the last stage and back to its backward.
         fill_s: Forwards in front of the suffix, per micro-batch.
         drain_s: Backwards, per micro-batch.
+        steady_s: The busier port of the suffix's first stage, both ways and on both sides, per micro-batch.
     """
 
     entry_s: float
     down_s: float
     up_s: float
     there_s: float
+    turn_s: float
+    near_s: float
+    trip_s: float
     behind_s: float
     fill_s: float
     drain_s: float
+    steady_s: float
 
 
 def _turn(head: Step, link: Transfer, pipe: Pipe) -> _Turn:
-    begin_s = head.forward_s + link.forward_latency_s
     latency_s = link.forward_latency_s + link.backward_latency_s
     first_s, last_s = largest(link.right_in_s, link.down_air_s), largest(link.right_out_s, link.up_air_s)
+    # The busiest port of the suffix begins with the rows of the head's fastest device, whatever the others do.
+    entry_s = link.forward_latency_s + largest(head.forward_s, head.first_forward_s + first_s)
+    down_s = largest(entry_s, link.forward_latency_s + head.forward_s + link.left_out_s)
+    leave_s = link.backward_latency_s + largest(head.backward_s, head.first_backward_s + last_s)
+    up_s = largest(leave_s, link.backward_latency_s + link.left_in_s + head.backward_s)
     # Rows that come to a group's devices one after another are handed on while the others still come: the time
     # of its ports adds up, or that of the ports in front of it, but the wait in front and the one behind do not.
     there_s = latency_s + largest(link.down_s + last_s, first_s + link.up_s)
+    turn_s = largest(down_s + leave_s, entry_s + up_s)
     return _Turn(
-        entry_s=begin_s + first_s,
-        down_s=begin_s + link.down_s,
-        up_s=link.backward_latency_s + link.up_s + head.backward_s,
+        entry_s=entry_s,
+        down_s=down_s,
+        up_s=up_s,
         there_s=there_s,
+        turn_s=turn_s,
+        near_s=turn_s + pipe.both_s,
+        trip_s=pipe.both_s + largest(turn_s, entry_s + pipe.beyond_s + leave_s),
         behind_s=pipe.both_s + largest(there_s, latency_s + first_s + last_s + pipe.beyond_s),
         fill_s=largest(link.down_s, head.forward_s),
         drain_s=largest(link.up_s, head.backward_s),
+        steady_s=largest(link.right_in_s + pipe.in_s, link.right_out_s + pipe.out_s),
     )
 
 
@@ -198,75 +230,120 @@ def prepended(head: Step, link: Transfer, pipe: Pipe, micro_batches_n: int) -> P
     """The pipe with one more stage and its transfer in front."""
     turn = _turn(head, link, pipe)
     tail_s = head.sum_s + head.update_s
-    sums_air_s = head.air_s + pipe.sums_air_s
     aligned_s = _aligned_s(head, link, pipe, turn, micro_batches_n)
     k_r = _in_flight(pipe.stages_n, micro_batches_n)
-    near_s = head.forward_s + turn.there_s + pipe.both_s + head.backward_s
     return Pipe(
         stages_n=pipe.stages_n + 1,
         aligned_s=aligned_s,
-        round_s=largest(
-            aligned_s + tail_s,
-            aligned_s + sums_air_s + head.update_s,
-            turn.down_s + pipe.round_s,
-            turn.down_s + _late_s(head, link, pipe, turn, micro_batches_n) + pipe.last_s,
-            # The suffix's first stage sums its gradients once the last of them has left it.
-            turn.entry_s + (k_r - 1) * turn.fill_s + (micro_batches_n - 1) * link.up_s + link.right_out_s + pipe.tail_s,
-        ),
+        round_s=largest(aligned_s + tail_s, _suffix_round_s(head, link, pipe, turn, micro_batches_n)),
         both_s=head.both_s,
-        middle_s=turn.there_s + pipe.both_s + pipe.middle_s if pipe.stages_n > 1 else pipe.middle_s,
+        middle_s=turn.there_s + pipe.both_s + pipe.middle_s if pipe.stages_n >= _INNER_N else pipe.middle_s,
         beyond_s=turn.behind_s,
-        last_s=largest(near_s + (k_r - 1) * turn.drain_s + tail_s, turn.down_s + pipe.last_s),
+        filled_s=_one_sided_s(head, pipe, turn, micro_batches_n, head.forward_s, turn.fill_s, pipe.filled_s),
+        drained_s=_one_sided_s(head, pipe, turn, micro_batches_n, head.backward_s, turn.drain_s, pipe.drained_s),
+        last_s=largest(turn.near_s + (k_r - 1) * turn.drain_s + tail_s, turn.down_s + pipe.last_s),
         tail_s=tail_s,
         out_s=link.left_out_s + head.ring_port_s,
         in_s=link.left_in_s + head.ring_port_s,
         air_s=link.down_air_s + link.up_air_s + head.ring_air_s + pipe.air_s,
-        sums_air_s=sums_air_s,
+        sums_air_s=head.air_s + pipe.sums_air_s,
     )
 
 
 def _aligned_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> float:
     """Seconds from the head's first forward to its last backward."""
     n = pipe.stages_n
-    k_h, k_r, k_2 = _in_flight(n + 1, m), _in_flight(n, m), _in_flight(min(n, 2), m)
+    k_h, k_r, k_i = _in_flight(n + 1, m), _in_flight(n, m), _in_flight(min(n, _INNER_N), m)
     turns_n, rest_n = divmod(m - k_r, k_h - k_r + 1)
     wire_s = largest(link.down_s, link.up_s, link.left_out_s + head.ring_port_s, link.left_in_s + head.ring_port_s)
     in_s, out_s = link.right_in_s + pipe.in_s, link.right_out_s + pipe.out_s
-    air_s = link.down_air_s + link.up_air_s + pipe.air_s
-    # Gradients from behind pass r's port before its K-th activations, activations after its K-th last gradients.
-    overtaken_s = pipe.in_s + pipe.out_s if k_r >= _in_flight(max(n - 1, 1), m) + 2 else 0.0
-    own_s = head.forward_s + head.backward_s
-    near_s, trip_s = own_s + turn.there_s + pipe.both_s, own_s + turn.behind_s
     short_s = turn.entry_s + pipe.both_s + turn.up_s
     phases_s = turn.fill_s + turn.drain_s
     return largest(
         m * head.both_s,
-        head.forward_s + turn.there_s + pipe.aligned_s + head.backward_s,
-        # The head's own passes include its rings once.
-        head.forward_s + head.backward_s + m * air_s + (m - 1) * head.ring_air_s,
-        trip_s + (k_h - 1) * largest(turn.fill_s, turn.drain_s) + (m - k_h) * largest(wire_s, head.both_s),
-        trip_s + (k_r - 1) * largest(link.right_in_s, pipe.in_s) + (m - k_r) * in_s,
-        trip_s + (k_r - 1) * largest(link.right_out_s, pipe.out_s) + (m - k_r) * out_s,
-        short_s + pipe.middle_s + (k_2 - 1) * phases_s + (m - k_2) * wire_s,
+        turn.turn_s + pipe.aligned_s,
+        turn.turn_s + pipe.filled_s + (k_i - 1) * head.backward_s,
+        turn.turn_s + pipe.drained_s + (k_i - 1) * head.forward_s,
+        head.backward_s + _air_s(head, link, pipe, m),
+        turn.trip_s + (k_h - 1) * largest(turn.fill_s, turn.drain_s) + (m - k_h) * largest(wire_s, head.both_s),
+        turn.trip_s + (k_r - 1) * largest(link.right_in_s, pipe.in_s) + (m - k_r) * in_s,
+        turn.trip_s + (k_r - 1) * largest(link.right_out_s, pipe.out_s) + (m - k_r) * out_s,
+        short_s + pipe.middle_s + (k_i - 1) * phases_s + (m - k_i) * wire_s,
         short_s + (k_r - 1) * phases_s + largest(
             (k_h - k_r) * largest(head.forward_s, head.backward_s) + (m - k_h) * head.both_s,
             (m - k_r) * wire_s,
-            (m - k_r) * largest(in_s, out_s) + overtaken_s,
-            turns_n * near_s + rest_n * pipe.both_s,
+            # Gradients of a group come back one device after another: up to a micro-batch more of them overtakes.
+            (m - k_r) * turn.steady_s + (_overtaken_s(pipe, m) + _overtaken_s(pipe, m, both=True)) / 2,
+            turns_n * turn.near_s + rest_n * pipe.both_s,
         ),
     )  # fmt: skip
+
+
+def _suffix_round_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> float:
+    """Seconds from the head's first forward to the last update of the stages behind it."""
+    k_r = _in_flight(pipe.stages_n, m)
+    late_s = _late_s(head, link, pipe, turn, m)
+    sums_air_s = head.air_s + pipe.sums_air_s
+    # The suffix's first stage sums its gradients once the last of them has left it.
+    leaving_s = turn.entry_s + (k_r - 1) * turn.fill_s + link.right_out_s + pipe.tail_s
+    return largest(
+        turn.down_s + pipe.round_s,
+        turn.down_s + late_s + pipe.last_s,
+        leaving_s + (m - 1) * link.up_s,
+        leaving_s + pipe.both_s + (k_r - 1) * link.right_out_s + (m - k_r) * turn.steady_s + _overtaken_s(pipe, m),
+        # On a shared medium all sums, the head's too, follow what was sent before.
+        turn.down_s + largest(pipe.aligned_s, late_s + pipe.both_s) + link.up_air_s + sums_air_s + head.update_s,
+        _air_s(head, link, pipe, m) + sums_air_s + head.update_s,
+    )
 
 
 def _late_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> float:
     """Seconds from the first to the last micro-batch that enters the suffix."""
     k_h, k_r = _in_flight(pipe.stages_n + 1, m), _in_flight(pipe.stages_n, m)
-    near_s = head.forward_s + turn.there_s + pipe.both_s + head.backward_s
     return largest(
         (m - 1) * head.forward_s + (m - k_h) * head.backward_s,
         (m - 1) * link.down_s,
         (m - 1) * pipe.out_s + (m - k_r) * link.right_out_s,
-        (k_r - 1) * turn.fill_s + (m - k_r) // (k_h - k_r + 1) * near_s,
-    )
+        (k_r - 1) * turn.fill_s + largest(
+            (m - k_r) * turn.steady_s + _overtaken_s(pipe, m),
+            (m - k_r) // (k_h - k_r + 1) * turn.near_s,
+        ),
+    )  # fmt: skip
+
+
+def _one_sided_s(head: Step, pipe: Pipe, turn: _Turn, m: int, own_s: float, phase_s: float, suffix_s: float) -> float:
+    """The pipe's ``filled_s`` or ``drained_s``: the forwards, or the backwards, of those in flight on one stage.
+
+    Args:
+        head: The stage in front of the pipe.
+        pipe: The suffix.
+        turn: One micro-batch between them.
+        m: Micro-batches of a round.
+        own_s: The head's forward, or backward.
+        phase_s: The same where the transfer may be slower.
+        suffix_s: The same figure of the suffix.
+    """
+    n = pipe.stages_n
+    here_s = head.both_s + (_in_flight(n + 1, m) - 1) * own_s
+    if n < _INNER_N:
+        return here_s
+    inner_s = pipe.both_s + pipe.middle_s + (_in_flight(_INNER_N, m) - 1) * phase_s
+    return largest(here_s, turn.turn_s + largest(suffix_s, inner_s))
+
+
+def _air_s(head: Step, link: Transfer, pipe: Pipe, m: int) -> float:
+    """Until all messages of a round have gone through the shared medium; the head's passes include its rings once."""
+    return head.forward_s + m * (link.down_air_s + link.up_air_s + pipe.air_s) + (m - 1) * head.ring_air_s
+
+
+def _overtaken_s(pipe: Pipe, m: int, *, both: bool = False) -> float:
+    """Seconds by which messages of the stages behind hold up those of the head at the suffix's first stage.
+
+    Gradients from behind pass its port before its K-th activations, activations after its K-th last gradients.
+    """
+    if _in_flight(pipe.stages_n, m) < _in_flight(max(pipe.stages_n - 1, 1), m) + 2:
+        return 0.0
+    return pipe.in_s + pipe.out_s if both else largest(pipe.in_s, pipe.out_s)
 
 
 def largest(*values: float) -> float:

@@ -159,6 +159,8 @@ class DeviceRuns:
             forward_s_GS.max(axis=0),
             backward_s_GS.max(axis=0),
             (forward_s_GS + backward_s_GS).max(axis=0),
+            forward_s_GS.min(axis=0),
+            backward_s_GS.min(axis=0),
             sum_s,
             (self.update_s_TL[kinds_G1, high] - self.update_s_TL[kinds_G1, low]).max(axis=0),
             air_s,

@@ -142,7 +142,7 @@ def undominated_labels(
 
 def _step(options: Options) -> Step:
     seconds = (
-        options.forward_s, options.backward_s, options.both_s, options.tail_s, np.zeros(len(options)), options.air_s,
-        options.ring_port_s, options.ring_air_s,
+        options.forward_s, options.backward_s, options.both_s, options.first_forward_s, options.first_backward_s,
+        options.tail_s, np.zeros(len(options)), options.air_s, options.ring_port_s, options.ring_air_s,
     )  # fmt: skip
     return Step(*cast("tuple[float, ...]", seconds))

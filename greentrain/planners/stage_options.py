@@ -55,6 +55,8 @@ class Options:
         forward_s: Slowest device's forward seconds per micro-batch.
         backward_s: Slowest device's backward seconds per micro-batch.
         both_s: Forward and backward seconds of the device that is slowest in both together.
+        first_forward_s: Fastest device's forward seconds per micro-batch.
+        first_backward_s: Fastest device's backward seconds per micro-batch.
         tail_s: Gradient sum and slowest update per round.
         busy_j: Joules above waiting per round, those of waking and of what the group sends inside included.
         wait_w: Waiting watts of the group, above those that count anyway.
@@ -75,6 +77,8 @@ class Options:
     forward_s: np.ndarray
     backward_s: np.ndarray
     both_s: np.ndarray
+    first_forward_s: np.ndarray
+    first_backward_s: np.ndarray
     tail_s: np.ndarray
     busy_j: np.ndarray
     wait_w: np.ndarray
@@ -350,7 +354,7 @@ class OptionMaker:
             return []
         rows, own_N = rows.picked(picked_N), _GroupSum(*(values[picked_N] for values in own_N))
         own_NG = (rows.slot_NG, rows.span_N[:, None], units_NG)
-        forward_s, backward_s, both_s = self._pass_s(rows, units_NG)
+        passes = self._pass_s(rows, units_NG)
         group_n = rows.slot_NG.shape[1]
         largest_rows = units_NG.max(axis=1) / spans.units * spans.micro_batch
         whole = spans.sharing == "tensor" and group_n > 1
@@ -360,9 +364,11 @@ class OptionMaker:
                 group_O=rows.group_N,
                 slot_OG=_padded(rows.slot_NG, self._widest_group),
                 units_OG=_padded(units_NG, self._widest_group),
-                forward_s=forward_s,
-                backward_s=backward_s,
-                both_s=both_s,
+                forward_s=passes.forward_s,
+                backward_s=passes.backward_s,
+                both_s=passes.both_s,
+                first_forward_s=passes.first_forward_s,
+                first_backward_s=passes.first_backward_s,
                 tail_s=own_N.seconds_S + spans.update_s_PSR[own_NG].max(axis=1),
                 busy_j=self._busy_j_PSR[own_NG].sum(axis=1) + own_N.joules_S,
                 wait_w=spans.more_w_P[rows.slot_NG].sum(axis=1),
@@ -399,19 +405,22 @@ class OptionMaker:
                 values[own_N] = own_S[rows.span_N[own_N]]
         return found
 
-    def _pass_s(self, rows: StageRows, units_NG: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Forward, backward and both seconds per micro-batch of the group."""
+    def _pass_s(self, rows: StageRows, units_NG: np.ndarray) -> _Passes:
+        """The group's passes of a micro-batch."""
         spans = self.spans
         own_NG = (rows.slot_NG, rows.span_N[:, None], units_NG)
         if spans.sharing == "samples":
-            forward_s, backward_s = spans.forward_s_PSR[own_NG].max(axis=1), spans.backward_s_PSR[own_NG].max(axis=1)
-            return forward_s, backward_s, self._time_s_PSR[own_NG].max(axis=1)
+            forward_s_NG, backward_s_NG = spans.forward_s_PSR[own_NG], spans.backward_s_PSR[own_NG]
+            return _Passes(
+                forward_s_NG.max(axis=1), backward_s_NG.max(axis=1), self._time_s_PSR[own_NG].max(axis=1),
+                forward_s_NG.min(axis=1), backward_s_NG.min(axis=1),
+            )  # fmt: skip
         start_N, stop_N = spans.start_S[rows.span_N], spans.stop_S[rows.span_N]
         both_2N = np.empty((2, len(units_NG)))
         for row in range(len(units_NG)):
             prefix_s_2L = self._ring_prefix_s(int(rows.group_N[row]), rows.slot_NG[row], units_NG[row])
             both_2N[:, row] = prefix_s_2L[:, stop_N[row]] - prefix_s_2L[:, start_N[row]]
-        return both_2N[0], both_2N[1], both_2N.sum(axis=0)
+        return _Passes(both_2N[0], both_2N[1], both_2N.sum(axis=0), both_2N[0], both_2N[1])
 
     def _ring_prefix_s(self, group: int, slot_G: np.ndarray, units_G: np.ndarray) -> np.ndarray:
         """Seconds of a group's forward and backward through the layers before each boundary, shape (2, L + 1)."""
@@ -439,6 +448,16 @@ class OptionMaker:
     @property
     def _widest_group(self) -> int:
         return int(self.counts_UT.sum(axis=1).max())
+
+
+class _Passes(NamedTuple):
+    """Seconds of a micro-batch: of the slowest device of the group, and of its fastest."""
+
+    forward_s: np.ndarray
+    backward_s: np.ndarray
+    both_s: np.ndarray
+    first_forward_s: np.ndarray
+    first_backward_s: np.ndarray
 
 
 class _GroupSum(NamedTuple):
@@ -483,8 +502,8 @@ def joined(found: Sequence[Options], places_n: int) -> Options:
 
 def undominated(options: Options, window: Window, *, by_energy: bool) -> Options:
     """Options that no other one of the same span and group beats in every term of a round of the window."""
-    compared = ("forward_s", "backward_s", "both_s", "tail_s", "sent_rows", "taken_rows", "copies", "air_s",
-                "ring_port_s", "ring_air_s")  # fmt: skip
+    compared = ("forward_s", "backward_s", "both_s", "first_forward_s", "first_backward_s", "tail_s", "sent_rows",
+                "taken_rows", "copies", "air_s", "ring_port_s", "ring_air_s")  # fmt: skip
     columns: list[np.ndarray] = [getattr(options, name) for name in compared]
     columns.append(-np.minimum(options.most_s, 1e300))
     if by_energy:

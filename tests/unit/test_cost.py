@@ -92,14 +92,15 @@ def test_what_is_sent_is_received() -> None:
 
 
 _SECONDS = st.floats(0, 3)
-_STEP = st.tuples(*[_SECONDS] * 6)
+_STEP = st.tuples(*[_SECONDS] * 8)
 _TRANSFER = st.tuples(*[_SECONDS] * 8)
 
 
 def _step(values: tuple[float, ...]) -> Step:
-    forward_s, backward_s, *rest = values
-    # A device that is slowest in both together is no slower than the slowest in each.
-    return Step(forward_s, backward_s, max(forward_s, backward_s) + rest[0] / 3 * min(forward_s, backward_s), *rest[1:])
+    forward_s, backward_s, both, first_forward, first_backward, *rest = values
+    # A device that is slowest in both together is no slower than the slowest in each; the fastest is no slower either.
+    both_s = max(forward_s, backward_s) + both / 3 * min(forward_s, backward_s)
+    return Step(forward_s, backward_s, both_s, first_forward / 3 * forward_s, first_backward / 3 * backward_s, *rest)
 
 
 def _slower_step(step: Step, more: tuple[float, ...]) -> Step:
@@ -138,8 +139,8 @@ def test_nothing_slower_makes_a_round_shorter(
 
 
 @given(
-    pipe=st.tuples(*[_SECONDS] * 11),
-    more=st.tuples(*[_SECONDS] * 11),
+    pipe=st.tuples(*[_SECONDS] * len(DOMINANCE_FIELDS)),
+    more=st.tuples(*[_SECONDS] * len(DOMINANCE_FIELDS)),
     stages_n=st.integers(1, 5),
     micro_batches_n=st.integers(1, 40),
     head=_STEP,
@@ -162,8 +163,8 @@ def test_a_pipe_worse_in_every_coordinate_stays_worse(
 
 def test_arrays_are_priced_entry_by_entry() -> None:
     rng = np.random.default_rng(3)
-    heads = [_step(tuple(values)) for values in rng.uniform(0, 3, (20, 6))]
-    tails = [_step(tuple(values)) for values in rng.uniform(0, 3, (20, 6))]
+    heads = [_step(tuple(values)) for values in rng.uniform(0, 3, (20, 8))]
+    tails = [_step(tuple(values)) for values in rng.uniform(0, 3, (20, 8))]
     links = [Transfer(*values) for values in rng.uniform(0, 3, (20, 8))]
     for micro_batches_n in (1, 2, 9):
         one_by_one = []
@@ -180,16 +181,16 @@ def test_arrays_are_priced_entry_by_entry() -> None:
 
 
 def test_rounds_by_hand() -> None:
-    stage = Step(1.0, 2.0, 3.0, 0.25, 0.25)
+    stage = Step(1.0, 2.0, 3.0, 1.0, 2.0, 0.25, 0.25)
     free = Transfer()
     assert round_s([stage], [], 4) == 12.5
     # Balanced, free links: the last stage ends (M + 1)·E − E_b after the start, the first one M·E + E.
     assert round_s([stage, stage], [free], 4) == 15.5
     # A slow last stage dominates: fill with the first stage's micro-batch, then M times the slow one.
-    quick, slow = Step(0.1, 0.2, 0.3), Step(1.0, 2.0, 3.0, 9.0, 0.0)
+    quick, slow = Step(0.1, 0.2, 0.3, 0.1, 0.2), Step(1.0, 2.0, 3.0, 1.0, 2.0, 9.0, 0.0)
     assert round_s([quick, slow], [free], 4) == pytest.approx(21.1)
     # Only the wire takes time: 8 activations down, the last gradient back; latency counts twice, not 16 times.
-    nothing = Step(0.0, 0.0, 0.0)
+    nothing = Step(0.0, 0.0, 0.0, 0.0, 0.0)
     wire = Transfer(1.0, 1.0, 1.0, 1.0, 0.25, 0.25)
     assert round_s([nothing, nothing], [wire], 8) == pytest.approx(8 + 1 + 0.5)
     # The head is at most three micro-batches ahead, so a long latency is paid once per three.
@@ -198,9 +199,18 @@ def test_rounds_by_hand() -> None:
     # On a shared medium both directions follow one another.
     air = Transfer(down_air_s=1.0, up_air_s=1.0)
     assert round_s([nothing, nothing], [air], 8) == pytest.approx(16.0)
-    # Both gradient sums go through the same air.
-    sums = Step(1.0, 1.0, 2.0, 5.0, 0.5, 5.0)
-    assert round_s([sums, sums], [air], 1) == pytest.approx(6.0 + 10.0 + 0.5)
+    # The slow device's rows are on their way long after the fast one's, which keep the port busy: no waiting twice.
+    mixed = Step(4.0, 0.0, 4.0, 1.0, 0.0)
+    port = Transfer(left_out_s=0.5, right_in_s=5.0)
+    assert round_s([mixed, nothing], [port], 1) == pytest.approx(1.0 + 5.0)
+    # Four forwards are held up by the second stage and turn at the third, their backwards by the first.
+    slow_down, slow_up, even = (Step(*both, sum(both), *both) for both in ((3.0, 1.0), (1.0, 3.0), (1.0, 1.0)))
+    assert round_s([slow_up, slow_down, even, even, even], [free] * 4, 4) == pytest.approx(
+        1 + 4 * 3 + 1 + 1 + 1 + 4 * 3
+    )
+    # Both gradient sums go through the same air, the head's last backward meanwhile.
+    sums = Step(1.0, 1.0, 2.0, 1.0, 1.0, 5.0, 0.5, 5.0)
+    assert round_s([sums, sums], [air], 1) == pytest.approx(5.0 + 10.0 + 0.5)
 
 
 def test_gradient_sum_by_hand() -> None:
