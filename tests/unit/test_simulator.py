@@ -80,8 +80,8 @@ def test_formula_and_simulator_are_near_on_pipelines() -> None:
     said = f"{len(errors)} pipelines: mean error {mean:.1%}, worst {absolute[-1]:.1%}, {beyond_n} beyond 10 %"
     print(said)
     assert len(errors) > 200
-    assert mean <= 0.03, said
-    assert beyond_n <= 0.05 * len(errors), said
+    assert mean <= 0.015, said
+    assert beyond_n <= 0.02 * len(errors), said
 
 
 def test_a_round_holds_together() -> None:
