@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from greentrain.cluster import Cluster
 from greentrain.parallel.data import slowest_link
+from greentrain.parallel.pipeline import largest
 from greentrain.plan import Sharing
 
 __all__ = ["OVERLAP", "pass_s", "ring_loads_s"]
@@ -41,6 +42,8 @@ def pass_s(
 ) -> float:
     """Seconds of one pass of a micro-batch through a group's layers, for the whole group.
 
+    Seconds and the largest part may be arrays of one shape, one entry per candidate.
+
     Args:
         sharing: How the group shares; not ``samples``.
         cluster: Gives the slowest link inside the group.
@@ -61,7 +64,7 @@ def pass_s(
         if sharing == "tensor_sequence":
             tile_s = compute_s / _RINGS_N / group_n
             transfer_s = latency_s + largest_part * whole_s
-            step_s = max(tile_s, transfer_s) if overlap else tile_s + transfer_s
+            step_s = largest(tile_s, transfer_s) if overlap else tile_s + transfer_s
             total_s += _RINGS_N * (tile_s + (group_n - 1) * step_s)
         elif sharing == "tensor":
             total_s += compute_s + 2 * 2 * (group_n - 1) * (latency_s + whole_s / group_n)

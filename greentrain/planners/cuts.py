@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -16,6 +17,9 @@ from greentrain.planners.span_tables import SpanTables
 from greentrain.planners.stage_options import SHARINGS, Options
 
 __all__ = ["Cuts", "least_cut_j_S"]
+
+# Bytes per row for which pairs of groups are priced; so many that parts of a row are as good as exact.
+_UNIT_BYTES = 1 << 40
 
 
 @dataclass
@@ -32,9 +36,8 @@ class Cuts:
     counts_UT: np.ndarray
     _activation_L: np.ndarray = field(init=False)
     _gradient_L: np.ndarray = field(init=False)
-    _known: dict[tuple[int, _Group, _Group], tuple[Transfer, float]] = field(
-        default_factory=dict[tuple[int, "_Group", "_Group"], tuple[Transfer, float]]
-    )
+    _numbers: dict[_Group, int] = field(default_factory=dict["_Group", int])
+    _known: dict[tuple[int, int], np.ndarray] = field(default_factory=dict[tuple[int, int], np.ndarray])
 
     def __post_init__(self) -> None:
         layers = self.problem.model.layers
@@ -45,9 +48,25 @@ class Cuts:
         """Transfers and joules per round of the cuts between options, row by row."""
         if self.types.uniform:
             return self._uniform(before, behind)
-        rows = [self._pair(before, behind, row) for row in range(len(before))]
-        columns = [np.array(column) for column in zip(*(link for link, _ in rows), strict=True)]
-        return Transfer(*cast("list[float]", columns)), np.array([joules for _, joules in rows])
+        return self._pair_by_pair(before, behind)
+
+    def _pair_by_pair(self, before: Options, behind: Options) -> tuple[Transfer, np.ndarray]:
+        """Seconds and joules are proportional to the bytes, so every pair of groups is priced once for all cuts."""
+        cut_N = self.spans.stop_S[before.span_O]
+        forward_N, backward_N = self._activation_L[cut_N], self._gradient_L[cut_N]
+        pair_N = np.stack([self.group_numbers(before), self.group_numbers(behind)], axis=1)
+        pairs, which_N = np.unique(pair_N, axis=0, return_inverse=True)
+        groups = list(self._numbers)
+        priced = [self._priced(left, right, groups) for left, right in pairs.tolist()]
+        of_N2F = np.array(priced).reshape(-1, 2, len(Transfer._fields) + 1)[which_N.reshape(-1)]
+        columns = [
+            np.where(forward_N > 0, of_N2F[:, 0, place], 0.0) + np.where(backward_N > 0, of_N2F[:, 1, place], 0.0)
+            if name.endswith("latency_s")
+            else (forward_N * of_N2F[:, 0, place] + backward_N * of_N2F[:, 1, place]) / _UNIT_BYTES
+            for place, name in enumerate(Transfer._fields)
+        ]
+        joules_N = self.problem.batch * (forward_N * of_N2F[:, 0, -1] + backward_N * of_N2F[:, 1, -1])
+        return Transfer(*cast("list[float]", columns)), joules_N
 
     def _uniform(self, before: Options, behind: Options) -> tuple[Transfer, np.ndarray]:
         cluster = self.problem.cluster
@@ -72,37 +91,40 @@ class Cuts:
         joules_N = moved_N * self.problem.batch * (link.tx_j_per_byte + link.rx_j_per_byte)
         return Transfer(*cast("tuple[float, ...]", seconds)), joules_N
 
-    def _pair(self, before: Options, behind: Options, row: int) -> tuple[Transfer, float]:
-        cut = int(self.spans.stop_S[before.span_O[row]])
-        left, right = self._group(before, row), self._group(behind, row)
-        found = self._known.get((cut, left, right))
+    def group_numbers(self, options: Options) -> np.ndarray:
+        """A number for each option; equal ones have the same group, shares and way to share."""
+        rows = np.concatenate([options.sharing[:, None], options.group_O[:, None], options.units_OG], axis=1)
+        kinds, which_O = np.unique(rows.astype(np.int64), axis=0, return_inverse=True)
+        numbers = [
+            self._numbers.setdefault(
+                _Group(SHARINGS[row[0]], row[1], tuple(units for units in row[2:] if units > 0)), len(self._numbers)
+            )
+            for row in kinds.tolist()
+        ]
+        return np.array(numbers, dtype=np.int64)[which_O.reshape(-1)]
+
+    def _priced(self, left: int, right: int, groups: Sequence[_Group]) -> np.ndarray:
+        """The transfer of activations alone and of gradients alone, with the joules per byte, shape (2, fields + 1)."""
+        found = self._known.get((left, right))
         if found is None:
-            found = self._priced(cut, left, right)
-            self._known[cut, left, right] = found
+            found = self._new_price(groups[left], groups[right])
+            self._known[left, right] = found
         return found
 
-    def _group(self, options: Options, row: int) -> _Group:
-        units = tuple(int(units) for units in options.units_OG[row] if units > 0)
-        return _Group(SHARINGS[int(options.sharing[row])], int(options.group_O[row]), units)
-
-    def _priced(self, cut: int, left: _Group, right: _Group) -> tuple[Transfer, float]:
-        cluster, layer = self.problem.cluster, self.problem.model.layers[cut - 1]
+    def _new_price(self, left: _Group, right: _Group) -> np.ndarray:
+        cluster, rows = self.problem.cluster, self.spans.micro_batch
         # Devices of one type on both sides are different devices.
         before = [n for count, own in self._counted(left) for n in own[:count]]
         after = [n for count, own in self._counted(right) for n in own[len(own) - count :]]
-        rows = self.spans.micro_batch
         sides = [
             held(names, group.sharing, self._shares(group), rows) for names, group in ((before, left), (after, right))
         ]
-        found = transfer(
-            cluster, sides[0], sides[1], activation_bytes=layer.activation_bytes, gradient_bytes=layer.gradient_bytes
-        )
+        down = transfer(cluster, sides[0], sides[1], activation_bytes=_UNIT_BYTES, gradient_bytes=0)
+        up = transfer(cluster, sides[0], sides[1], activation_bytes=0, gradient_bytes=_UNIT_BYTES)
         copies = [len(group.units) if group.sharing == "tensor" else 1 for group in (left, right)]
-        joules = self.problem.batch * (
-            copies[1] * layer.activation_bytes * sum(boundary_energy_j(cluster, before, after))
-            + copies[0] * layer.gradient_bytes * sum(boundary_energy_j(cluster, after, before))
-        )
-        return found, joules
+        down_j = copies[1] * sum(boundary_energy_j(cluster, before, after))
+        up_j = copies[0] * sum(boundary_energy_j(cluster, after, before))
+        return np.array([[*down, down_j], [*up, up_j]])
 
     def _counted(self, group: _Group) -> list[tuple[int, tuple[str, ...]]]:
         return list(zip(self.counts_UT[group.number].tolist(), self.types.names_T, strict=True))

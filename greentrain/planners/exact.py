@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from greentrain.errors import InfeasibleError
+from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Problem
 from greentrain.plan import Plan
+from greentrain.planners import load_planner
 from greentrain.planners.candidate import best_of, certified, lower_bound
 from greentrain.planners.goal import BestGoal, FrontierGoal, minimising_energy, minimising_time
-from greentrain.planners.search_space import SearchSpace
+from greentrain.planners.search_space import OutOfTimeError, SearchSpace
 from greentrain.planners.single import candidates as single_candidates
 from greentrain.planners.stage_options import Window
 from greentrain.planners.window_search import TooManyError, WindowSearch
@@ -39,6 +40,9 @@ _WIDEST_IN_TIME = 1.05
 _NARROWEST_WINDOW = 1.002
 _FEW_CONFIGURATIONS = 2_000
 _MOST_CONFIGURATIONS = 150_000
+# A search that takes longer than this looks at the plans of these planners too, the last one first.
+_BASELINES_AFTER_S = 1.0
+_BASELINES = ("dapple", "asteroid", "pipeline", "data-equal", "data")
 
 
 def plan(
@@ -81,8 +85,9 @@ def finalists(
 ) -> tuple[Plan, ...]:
     """The best plan under the cost model and some that are nearly as good, best first; see :func:`plan`."""
     goal = BestGoal(problem, gap_ratio=gap_ratio)
-    space = SearchSpace(problem, goal, must_use=must_use, must_avoid=must_avoid)
-    search = _Search(space, time.monotonic() + time_limit_s, progress)
+    stop_at_s = time.monotonic() + time_limit_s
+    space = SearchSpace(problem, goal, must_use=must_use, must_avoid=must_avoid, stop_at_s=stop_at_s)
+    search = _Search(space, progress)
     bound = search.run()
     if goal.plan is None:
         if must_use is None and must_avoid is None:
@@ -120,7 +125,8 @@ def frontier(
     assert fastest.certificate is not None
     # No round is shorter than the fastest plan's bound, so nothing in front of it is looked at.
     shortest_s = (fastest.certificate.lower_bound or 0.0) * problem.batch
-    _Search(SearchSpace(problem, goal), stop_at_s, progress, shortest_s=shortest_s * (1 - 1e-9)).run()
+    space = SearchSpace(problem, goal, stop_at_s=stop_at_s)
+    _Search(space, progress, shortest_s=shortest_s * (1 - 1e-9)).run()
     return tuple(msgspec.structs.replace(found, planner="exact") for found in goal.plans)
 
 
@@ -139,13 +145,11 @@ class _Search:
 
     Attributes:
         space: The plans.
-        stop_at_s: Monotonic time at which the search ends.
         progress: Told how far the search is.
         shortest_s: No round is known to be shorter.
     """
 
     space: SearchSpace
-    stop_at_s: float
     progress: Callable[[str], None] | None
     shortest_s: float = 0.0
     _heap: list[_OpenWindow] = field(default_factory=list[_OpenWindow])
@@ -153,22 +157,35 @@ class _Search:
 
     def run(self) -> float:
         """Search; returns a bound on the objective that no plan of the space beats."""
+        begun_s = time.monotonic()
         self._start()
+        baselines = list(_BASELINES)
         while self._heap:
             least = self._heap[0]
             if self.space.goal.closes(least.bound):
                 heapq.heappop(self._heap)
                 continue
-            if time.monotonic() > self.stop_at_s:
-                break
             try:
-                self._look(least)
+                self.space.check_time()
+                if baselines and time.monotonic() - begun_s > _BASELINES_AFTER_S:
+                    self._offer_baseline(baselines.pop())
+                else:
+                    self._look(least)
+            except OutOfTimeError:
+                break
             except KeyboardInterrupt:
                 # What was interrupted stays open, so the bound holds.
                 if not self.space.goal.found:
                     raise
                 break
         return min([waiting.bound for waiting in self._heap], default=inf)
+
+    def _offer_baseline(self, name: str) -> None:
+        """A search that takes long is never worse than the plain planners."""
+        try:
+            self.space.offer(load_planner(name)(self.space.problem))
+        except (InfeasibleError, NotSupportedError):
+            return
 
     def method(self) -> str:
         """How the certificate was found."""
@@ -191,7 +208,7 @@ class _Search:
             self._push(micro_batch, Window(shortest_s, space.longest_round_s(micro_batch)))
 
     def _fastest_s(self) -> float:
-        left_s = max(self.stop_at_s - time.monotonic(), 0.1) / 2
+        left_s = max(self.space.stop_at_s - time.monotonic(), 0.1) / 2
         fastest = plan(minimising_time(self.space.problem), time_limit_s=left_s)
         assert fastest.estimate is not None
         return fastest.estimate.step_s

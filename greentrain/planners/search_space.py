@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from math import inf
 
@@ -20,12 +21,16 @@ from greentrain.planners.stage_bounds import StageBounds, least_fill_s, stage_bo
 from greentrain.planners.stage_options import OptionMaker, Options, Window
 from greentrain.units import format_quantity
 
-__all__ = ["SearchSpace", "Tables", "all_span_tables"]
+__all__ = ["OutOfTimeError", "SearchSpace", "Tables", "all_span_tables"]
 
 # Problems with fewer ways to share single stages are searched over all shares.
 _MOST_ALLOCATIONS = 100_000
 # Sets of devices, counted by type, whose tables fit in memory.
 _MOST_VECTORS = 1024
+
+
+class OutOfTimeError(Exception):
+    """The time of a search is over."""
 
 
 @dataclass
@@ -60,6 +65,7 @@ class SearchSpace:
         goal: Decides which plans are of interest.
         must_use: Only plans with this device count.
         must_avoid: Only plans without this device count.
+        stop_at_s: Monotonic time at which the search ends.
         considered_n: Pairs of stages that were looked at.
         all_shares: Whether all shares are tried, or the cheapest within each limit.
         cost_tables: Layer times.
@@ -79,6 +85,7 @@ class SearchSpace:
     goal: Goal
     must_use: str | None = None
     must_avoid: str | None = None
+    stop_at_s: float = inf
     considered_n: int = 0
     all_shares: bool = field(init=False)
     cost_tables: CostTables = field(init=False)
@@ -165,6 +172,15 @@ class SearchSpace:
         sum_s = gradient_sum_s(cluster, names, sum(layer.param_bytes for layer in model.layers))
         update_s = spans.update_s_PSR[:, single_S].max(axis=(0, 2)).sum()
         return 2 * (spans.micro_batches_n * (compute_s + transfer_s) + len(model.layers) * sum_s + update_s)
+
+    def check_time(self) -> None:
+        """Called now and then.
+
+        Raises:
+            OutOfTimeError: The search must end.
+        """
+        if time.monotonic() > self.stop_at_s:
+            raise OutOfTimeError
 
     def offer(self, plan: Plan) -> None:
         """Hand a plan to the goal when it keeps the limits and the wish."""

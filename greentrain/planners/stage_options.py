@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import comb, prod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -114,7 +114,6 @@ class OptionMaker:
     spans: SpanTables
     counts_UT: np.ndarray
     _caps: dict[tuple[int, bool], np.ndarray] = field(default_factory=dict[tuple[int, bool], np.ndarray])
-    _passes: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict[tuple[int, ...], np.ndarray])
     _sums: dict[int, _GroupSum] = field(default_factory=dict[int, "_GroupSum"])
     _time_s_PSR: np.ndarray = field(init=False)
     _busy_j_PSR: np.ndarray = field(init=False)
@@ -255,7 +254,7 @@ class OptionMaker:
 
     def options(
         self, window: Window, budget_US: np.ndarray, fill_s_US: np.ndarray, in_flight: int, *, by_energy: bool,
-        all_shares: bool,
+        all_shares: bool, check_time: Callable[[], None],
     ) -> Options:  # fmt: skip
         """The options of every stage that may be part of a better plan.
 
@@ -266,12 +265,14 @@ class OptionMaker:
             in_flight: Micro-batches that the stage holds at once; decides the memory.
             by_energy: Whether joules matter; otherwise only the least limit is of use.
             all_shares: Try all shares instead of the cheapest within each limit.
+            check_time: Called now and then; may raise to end the search.
         """
         found: list[Options] = []
         for size in range(self.least_group_n, int(self.counts_UT.sum(axis=1).max()) + 1):
             groups = np.flatnonzero(self.counts_UT.sum(axis=1) == size)
             caps_TS = self.caps_TS(in_flight, group=size > 1)
             for rows in self._configurations(groups, budget_US):
+                check_time()
                 found += self._priced(
                     rows, window, budget_US, fill_s_US, caps_TS, by_energy=by_energy, all_shares=all_shares
                 )
@@ -416,34 +417,37 @@ class OptionMaker:
                 forward_s_NG.min(axis=1), backward_s_NG.min(axis=1),
             )  # fmt: skip
         start_N, stop_N = spans.start_S[rows.span_N], spans.stop_S[rows.span_N]
-        both_2N = np.empty((2, len(units_NG)))
-        for row in range(len(units_NG)):
-            prefix_s_2L = self._ring_prefix_s(int(rows.group_N[row]), rows.slot_NG[row], units_NG[row])
-            both_2N[:, row] = prefix_s_2L[:, stop_N[row]] - prefix_s_2L[:, start_N[row]]
-        return _Passes(both_2N[0], both_2N[1], both_2N.sum(axis=0), both_2N[0], both_2N[1])
+        kind_N = np.concatenate([rows.group_N[:, None], rows.slot_NG, units_NG], axis=1)
+        kinds_K, kind_of_N = np.unique(kind_N, axis=0, return_inverse=True)
+        prefix_s_2KL = self._ring_prefix_s(kinds_K)
+        kind_of_N = kind_of_N.reshape(-1)
+        both_s_2N = prefix_s_2KL[:, kind_of_N, stop_N] - prefix_s_2KL[:, kind_of_N, start_N]
+        forward_s, backward_s = both_s_2N
+        return _Passes(forward_s, backward_s, forward_s + backward_s, forward_s, backward_s)
 
-    def _ring_prefix_s(self, group: int, slot_G: np.ndarray, units_G: np.ndarray) -> np.ndarray:
-        """Seconds of a group's forward and backward through the layers before each boundary, shape (2, L + 1)."""
-        key = (group, *slot_G.tolist(), *units_G.tolist())
-        found = self._passes.get(key)
-        if found is None:
-            spans, layers = self.spans, self.problem.model.layers
-            names = self._names(group)
-            found = np.zeros((2, len(layers) + 1))
-            for way, (direction, table) in enumerate(
-                (("forward", spans.forward_s_PSR), ("backward", spans.backward_s_PSR))
-            ):
+    def _ring_prefix_s(self, kinds_K: np.ndarray) -> np.ndarray:
+        """Seconds of a micro-batch in the layers before each boundary, forward and backward, shape (2, K, L + 1).
+
+        Args:
+            kinds_K: Group, slots and units of each kind of group, one row each.
+        """
+        spans, layers = self.spans, self.problem.model.layers
+        group_n = (kinds_K.shape[1] - 1) // 2
+        slot_KG, units_KG = kinds_K[:, 1 : 1 + group_n], kinds_K[:, 1 + group_n :]
+        found_2KL = np.zeros((2, len(kinds_K), len(layers) + 1))
+        for group in np.unique(kinds_K[:, 0]).tolist():
+            own_K = np.flatnonzero(kinds_K[:, 0] == group)
+            part_K = units_KG[own_K].max(axis=1) / spans.units
+            for way, table in enumerate((spans.forward_s_PSR, spans.backward_s_PSR)):
                 for index, layer in enumerate(layers):
-                    single = spans.span_LL[index, index + 1]
-                    seconds = pass_s(
-                        spans.sharing, self.problem.cluster, names, direction=direction,
-                        compute_s_L=[float(table[slot_G, single, units_G].max())],
+                    compute_s_K = table[slot_KG[own_K], spans.span_LL[index, index + 1], units_KG[own_K]].max(axis=1)
+                    found_2KL[way, own_K, index + 1] = pass_s(
+                        spans.sharing, self.problem.cluster, self._names(group),
+                        direction=("forward", "backward")[way], compute_s_L=[cast("float", compute_s_K)],
                         activation_bytes_L=[layer.activation_bytes], rows=spans.micro_batch,
-                        largest_part=float(units_G.max() / spans.units),
+                        largest_part=cast("float", part_K),
                     )  # fmt: skip
-                    found[way, index + 1] = found[way, index] + seconds
-            self._passes[key] = found
-        return found
+        return found_2KL.cumsum(axis=2)
 
     @property
     def _widest_group(self) -> int:

@@ -57,6 +57,7 @@ class WindowSearch:
         rows = np.flatnonzero(self.own.spans.stop_S[options.span_O] == layers)
         labels = first_labels(options, rows, self.own.spans.start_S, self.own.spans.micro_batches_n)
         while len(labels):
+            self.space.check_time()
             labels = self._kept(labels)
             self._levels.append(labels)
             self._offer_whole(labels)
@@ -111,7 +112,13 @@ class WindowSearch:
         goal, fill_s_US = self.space.goal, self._fill_s_US()
         options = [
             maker.options(
-                window, budget_US, fill_s_US, in_flight, by_energy=goal.by_energy, all_shares=self.space.all_shares
+                window,
+                budget_US,
+                fill_s_US,
+                in_flight,
+                by_energy=goal.by_energy,
+                all_shares=self.space.all_shares,
+                check_time=self.space.check_time,
             )
             for maker in self.own.makers
         ]
@@ -167,8 +174,10 @@ class WindowSearch:
         keep = in_time & (round_j + space.base_w * (at_least_s - window.low_s) < self._limit_j)
         labels = labels.rows(np.flatnonzero(keep))
         options = self._options_at(len(self._levels) + 1)
-        shape = options.shape_O[labels.option] if not space.types.uniform else np.zeros(len(labels), dtype=np.int64)
         head = options.rows(labels.option)
+        shape = np.zeros(len(labels), dtype=np.int64)
+        if not space.types.uniform:
+            shape = self.own.cuts.group_numbers(head)
         return labels.rows(undominated_labels(labels, window, head, shape, by_energy=space.goal.by_energy))
 
     def _longer(self, labels: Labels) -> Labels:
@@ -207,6 +216,7 @@ class WindowSearch:
             row_o, row_l = np.nonzero((left_ol >= 0) & together_ol)
             found.append((own_o[row_o], own_l[row_l]))
             pairs_n += len(row_o)
+            space.check_time()
             if pairs_n > _MOST_PAIRS and self.most < inf:
                 raise TooManyError
         if not found:
