@@ -40,6 +40,8 @@ _WIDEST_IN_TIME = 1.05
 _NARROWEST_WINDOW = 1.002
 _FEW_CONFIGURATIONS = 2_000
 _MOST_CONFIGURATIONS = 150_000
+# Windows with more ways to run a stage are looked at quickly first.
+_QUICK_LOOK = 3_000
 # A search that takes longer than this looks at the plans of these planners too, the last one first.
 _BASELINES_AFTER_S = 1.0
 _BASELINES = ("dapple", "asteroid", "pipeline", "data-equal", "data")
@@ -235,8 +237,14 @@ class _Search:
         few = 0 if isinstance(goal, FrontierGoal) else _FEW_CONFIGURATIONS
         most = few if wide else _MOST_CONFIGURATIONS
         parts: tuple[Window, ...] = ()
+        most = inf if ratio < _NARROWEST_WINDOW else most
+        shares = "all" if self.space.all_shares else "cheapest"
+        search = WindowSearch(self.space, least.micro_batch, window, most, shares)
         try:
-            WindowSearch(self.space, least.micro_batch, window, inf if ratio < _NARROWEST_WINDOW else most).run()
+            if shares == "cheapest" and goal.by_energy and _QUICK_LOOK < search.configurations_n <= most:
+                # A good plan soon leaves less to look at.
+                WindowSearch(self.space, least.micro_batch, window, most, "ends").run()
+            search.run()
         except TooManyError:
             middle_s = sqrt(window.low_s * window.high_s)
             parts = (Window(window.low_s, middle_s), Window(middle_s, window.high_s))

@@ -67,12 +67,16 @@ class Allocation(NamedTuple):
 
     def cheapest_units(self, units: int) -> tuple[np.ndarray, np.ndarray]:
         """The cheapest allocation within every limit that changes it."""
-        cost_NGR = self._cost(self.limit_s_N)
-        least_N, units_NG = _cheapest(cost_NGR, units)
-        open_N = np.flatnonzero(least_N < self.spare_j_N)
+        open_N, units_NG = self.loosest_units(units)
         if self.rows.slot_NG.shape[1] == 1 or len(open_N) == 0:
-            return open_N, units_NG[open_N]
+            return open_N, units_NG
         return self._at_every_limit(open_N, units)
+
+    def loosest_units(self, units: int) -> tuple[np.ndarray, np.ndarray]:
+        """The cheapest allocation within the loosest limit."""
+        least_N, units_NG = _cheapest(self._cost(self.limit_s_N), units)
+        open_N = np.flatnonzero(least_N < self.spare_j_N)
+        return open_N, units_NG[open_N]
 
     def _cost(self, limit_s_N: np.ndarray, pick_N: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Joules of every place and number of units, infinite beyond the limit or the memory."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import comb, prod
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -29,7 +29,9 @@ from greentrain.planners.pareto import undominated_rows
 from greentrain.planners.share_units import Allocation, StageRows, least_by_counts
 from greentrain.planners.span_tables import SpanTables, most_units_TS
 
-__all__ = ["SHARINGS", "OptionMaker", "Options", "Window", "joined", "undominated"]
+__all__ = ["SHARINGS", "OptionMaker", "Options", "Shares", "Window", "joined", "undominated"]
+
+Shares = Literal["all", "cheapest", "ends"]
 
 SHARINGS: tuple[Sharing, ...] = ("samples", "tensor_sequence", "tensor", "sequence")
 
@@ -254,7 +256,7 @@ class OptionMaker:
 
     def options(
         self, window: Window, budget_US: np.ndarray, fill_s_US: np.ndarray, in_flight: int, *, by_energy: bool,
-        all_shares: bool, check_time: Callable[[], None],
+        shares: Shares, check_time: Callable[[], None],
     ) -> Options:  # fmt: skip
         """The options of every stage that may be part of a better plan.
 
@@ -264,7 +266,8 @@ class OptionMaker:
             fill_s_US: Seconds that the layers before a stage take one micro-batch at least, shape (U, S).
             in_flight: Micro-batches that the stage holds at once; decides the memory.
             by_energy: Whether joules matter; otherwise only the least limit is of use.
-            all_shares: Try all shares instead of the cheapest within each limit.
+            shares: Which shares are tried: all, the cheapest within each limit on the slowest device, or only those
+                within the loosest limit and the tightest (``ends``), for a quick look.
             check_time: Called now and then; may raise to end the search.
         """
         found: list[Options] = []
@@ -273,9 +276,7 @@ class OptionMaker:
             caps_TS = self.caps_TS(in_flight, group=size > 1)
             for rows in self._configurations(groups, budget_US):
                 check_time()
-                found += self._priced(
-                    rows, window, budget_US, fill_s_US, caps_TS, by_energy=by_energy, all_shares=all_shares
-                )
+                found += self._priced(rows, window, budget_US, fill_s_US, caps_TS, by_energy=by_energy, shares=shares)
         return undominated(joined(found, self._widest_group), window, by_energy=by_energy)
 
     def _configurations(self, groups: np.ndarray, budget_US: np.ndarray) -> Iterator[StageRows]:
@@ -333,7 +334,7 @@ class OptionMaker:
 
     def _priced(
         self, rows: StageRows, window: Window, budget_US: np.ndarray, fill_s_US: np.ndarray, caps_TS: np.ndarray, *,
-        by_energy: bool, all_shares: bool,
+        by_energy: bool, shares: Shares,
     ) -> list[Options]:  # fmt: skip
         spans = self.spans
         own_N = self._group_terms(rows)
@@ -345,10 +346,13 @@ class OptionMaker:
         spare_j_N -= np.minimum(wait_w_N * window.low_s, wait_w_N * window.high_s)
         cap_NG = caps_TS[spans.type_P[rows.slot_NG], rows.span_N[:, None]]
         job = Allocation(self._time_s_PSR, self._busy_j_PSR, rows, limit_s_N, spare_j_N, cap_NG)
-        if all_shares:
+        if shares == "all":
             picked_N, units_NG = job.all_units(spans.units)
-        elif by_energy:
+        elif by_energy and shares == "cheapest":
             picked_N, units_NG = job.cheapest_units(spans.units)
+        elif by_energy:
+            loosest, tightest = job.loosest_units(spans.units), job.fastest_units(spans.units)
+            picked_N, units_NG = (np.concatenate(both) for both in zip(loosest, tightest, strict=True))
         else:
             picked_N, units_NG = job.fastest_units(spans.units)
         if len(picked_N) == 0:

@@ -12,7 +12,7 @@ from greentrain.planners.candidate import Part, assemble
 from greentrain.planners.labels import Labels, first_labels, longer_labels, undominated_labels
 from greentrain.planners.search_space import SearchSpace, Tables
 from greentrain.planners.stage_bounds import StageBounds
-from greentrain.planners.stage_options import SHARINGS, Options, Window, joined, undominated
+from greentrain.planners.stage_options import SHARINGS, Options, Shares, Window, joined, undominated
 
 __all__ = ["TooManyError", "WindowSearch"]
 
@@ -33,6 +33,7 @@ class WindowSearch:
     micro_batch: int
     window: Window
     most: float
+    shares: Shares
     own: Tables = field(init=False)
     bounds: StageBounds = field(init=False)
     _options: dict[int, Options] = field(default_factory=dict[int, Options])
@@ -64,6 +65,12 @@ class WindowSearch:
             if int(self.space.counts_UT.sum(axis=1).max()) == len(self._levels):
                 return
             labels = self._longer(labels)
+
+    @property
+    def configurations_n(self) -> int:
+        """Ways to choose span, group and operating points that are open in this window."""
+        budget_US = self._budget_US()
+        return sum(maker.configurations_n(budget_US) for maker in self.own.makers)
 
     def _budget_US(self) -> np.ndarray:
         """Joules that each stage may take: the limit less the least of everything before and behind it."""
@@ -117,7 +124,7 @@ class WindowSearch:
                 fill_s_US,
                 in_flight,
                 by_energy=goal.by_energy,
-                all_shares=self.space.all_shares,
+                shares=self.shares,
                 check_time=self.space.check_time,
             )
             for maker in self.own.makers
@@ -152,10 +159,9 @@ class WindowSearch:
         return options.rows(np.flatnonzero(keep))
 
     def _new_options(self, in_flight: int) -> Options:
-        budget_US = self._budget_US()
-        if sum(maker.configurations_n(budget_US) for maker in self.own.makers) > self.most:
+        if self.configurations_n > self.most:
             raise TooManyError
-        return self._made(self.window, budget_US, in_flight)
+        return self._made(self.window, self._budget_US(), in_flight)
 
     def _kept(self, labels: Labels) -> Labels:
         """Labels that can still lead to a plan of interest, without the dominated ones."""
