@@ -43,7 +43,7 @@ _MOST_CONFIGURATIONS = 150_000
 # Windows with more ways to run a stage are looked at quickly first.
 _QUICK_LOOK = 3_000
 # A search that takes longer than this looks at the plans of these planners too, the last one first.
-_BASELINES_AFTER_S = 1.0
+_BASELINES_AFTER_S = 4.0
 _BASELINES = ("dapple", "asteroid", "pipeline", "data-equal", "data")
 
 

@@ -265,13 +265,20 @@ def _most_parts(problem: Problem, spans: SpanTables, room_bytes: int, start: int
     """Most units of a stage that is shared inside samples which fit a memory."""
     layers = problem.model.layers
     output_bytes = layers[stop - 1].activation_bytes if stop < len(layers) else 0
-    for units in range(spans.units - 1, 0, -1):
+
+    def fits(units: int) -> bool:
         stage = Stage(
             start=start, stop=stop, devices=("a", "b"), sharing=spans.sharing, points=("a", "b"),
             shares=(units * spans.step, (spans.units - units) * spans.step), in_flight=in_flight,
-            param_bytes=sum(layer.param_bytes for layer in layers[start:stop]),
-            output_bytes=output_bytes, gradient_bytes=output_bytes,
+            param_bytes=param_bytes, output_bytes=output_bytes, gradient_bytes=output_bytes,
         )  # fmt: skip
-        if memory_bytes(stage, 0, problem, spans.micro_batch) <= room_bytes:
-            return units
-    return 0
+        return memory_bytes(stage, 0, problem, spans.micro_batch) <= room_bytes
+
+    param_bytes = sum(layer.param_bytes for layer in layers[start:stop])
+    if spans.sharing == "tensor":  # A smaller share keeps more inputs whole, so the need may fall with the share.
+        return next((units for units in range(spans.units - 1, 0, -1) if fits(units)), 0)
+    low, high = 0, spans.units
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
