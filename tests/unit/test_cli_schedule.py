@@ -277,7 +277,8 @@ def test_ctrl_c_takes_the_best_plan_so_far(tmp_path: Path, monkeypatch: pytest.M
     plan = read_json(tmp_path / "plan.json", Plan, schema=PLAN_SCHEMA)
     assert plan.certificate is not None
     assert plan.certificate.gap_ratio is not None
-    assert plan.certificate.gap_ratio > 0
+    # The search may have closed its last window just before the signal.
+    assert plan.certificate.gap_ratio >= 0
 
 
 def test_a_pipe_is_written_to_and_never_replaced(folder: Path, greentrain: Command) -> None:
