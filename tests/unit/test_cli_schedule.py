@@ -258,9 +258,20 @@ def test_a_gap_that_is_good_enough_and_no_time(greentrain: Command) -> None:
 
 def test_ctrl_c_takes_the_best_plan_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    make_work_folder(tmp_path, devices=tuple("abcdefgh"))
+    make_work_folder(tmp_path, devices=tuple("abcdefghi"))
     sizes = [word for size in (4, 8, 16, 32, 64, 128) for word in ("--micro-batch", str(size))]
-    arguments = ("schedule", "--objective", "edp", "--batch", "1920", "--micro-batch", "60", *sizes[:-4])
+    arguments = (
+        "schedule",
+        "--planner",
+        "exact",
+        "--objective",
+        "edp",
+        "--batch",
+        "1920",
+        "--micro-batch",
+        "60",
+        *sizes[:-4],
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "greentrain.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
