@@ -26,11 +26,11 @@ from greentrain.planners.candidate import best_of, certified, lower_bound, objec
 from greentrain.planners.cuts import least_cut_j_S
 from greentrain.planners.device_types import DeviceTypes, device_types
 from greentrain.planners.goal import BestGoal, minimising_time
+from greentrain.planners.options import Window
 from greentrain.planners.search_space import all_span_tables
 from greentrain.planners.single import candidates as single_candidates
 from greentrain.planners.slowdown import slowdown_as_deadline
 from greentrain.planners.span_tables import SpanTables, counted_w
-from greentrain.planners.stage_options import Window
 
 __all__ = ["plan"]
 

@@ -13,8 +13,8 @@ from greentrain.objective import Problem
 from greentrain.parallel.pipeline import Transfer, held, transfer
 from greentrain.plan import Sharing
 from greentrain.planners.device_types import DeviceTypes
+from greentrain.planners.options import SHARINGS, Options
 from greentrain.planners.span_tables import SpanTables
-from greentrain.planners.stage_options import SHARINGS, Options
 
 __all__ = ["Cuts", "least_cut_j_S"]
 

@@ -25,9 +25,9 @@ from greentrain.plan import Plan
 from greentrain.planners import load_planner
 from greentrain.planners.candidate import best_of, certified, lower_bound
 from greentrain.planners.goal import BestGoal, FrontierGoal, minimising_energy, minimising_time
+from greentrain.planners.options import Window
 from greentrain.planners.search_space import OutOfTimeError, SearchSpace
 from greentrain.planners.single import candidates as single_candidates
-from greentrain.planners.stage_options import Window
 from greentrain.planners.window_search import TooManyError, WindowSearch
 
 __all__ = ["finalists", "frontier", "plan"]

@@ -12,8 +12,8 @@ from typing import cast
 import numpy as np
 
 from greentrain.parallel.pipeline import Pipe, Step, Transfer, last_stage, prepended
+from greentrain.planners.options import Options, Window
 from greentrain.planners.pareto import undominated_rows
-from greentrain.planners.stage_options import Options, Window
 
 __all__ = ["Labels", "TransferOf", "first_labels", "longer_labels", "undominated_labels"]
 

@@ -16,9 +16,10 @@ from greentrain.plan import Plan, Sharing, allowed
 from greentrain.planners.cuts import Cuts, least_cut_j_S
 from greentrain.planners.device_types import DeviceTypes, device_types
 from greentrain.planners.goal import Goal
+from greentrain.planners.options import Options, Window
 from greentrain.planners.span_tables import SpanTables, counted_w, span_tables
 from greentrain.planners.stage_bounds import StageBounds, least_fill_s, stage_bounds
-from greentrain.planners.stage_options import OptionMaker, Options, Window
+from greentrain.planners.stage_options import OptionMaker
 from greentrain.units import format_quantity
 
 __all__ = ["OutOfTimeError", "SearchSpace", "Tables", "all_span_tables"]

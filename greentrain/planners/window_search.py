@@ -10,9 +10,9 @@ import numpy as np
 
 from greentrain.planners.candidate import Part, assemble
 from greentrain.planners.labels import Labels, first_labels, longer_labels, undominated_labels
+from greentrain.planners.options import SHARINGS, Options, Shares, Window, joined, undominated
 from greentrain.planners.search_space import SearchSpace, Tables
 from greentrain.planners.stage_bounds import StageBounds
-from greentrain.planners.stage_options import SHARINGS, Options, Shares, Window, joined, undominated
 
 __all__ = ["TooManyError", "WindowSearch"]
 
