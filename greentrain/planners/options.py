@@ -79,12 +79,6 @@ class Options:
     def __len__(self) -> int:
         return len(self.span_O)
 
-    @property
-    def shape_O(self) -> np.ndarray:
-        """Options with the same group and shares have the same number."""
-        rows = np.concatenate([self.sharing[:, None], self.group_O[:, None], self.units_OG], axis=1)
-        return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
-
     def rows(self, keep: np.ndarray) -> Options:
         """Some of the options."""
         return Options(**{name: getattr(self, name)[keep] for name in self.__dataclass_fields__})
