@@ -48,7 +48,8 @@ def _without(search: Search, name: str, alike: tuple[str, ...]) -> Reason:
         found = msgspec.structs.replace(found, estimate=estimate(found, problem))
     search.found.append(found)
     figures = search.figures(found)
-    which = "without it" if len(alike) == 1 else f"with one {problem.cluster.device(name).kind} less"
+    fewer_n = sum(other in plan.devices for other in alike) - 1
+    which = "without it" if len(alike) == 1 else f"with {fewer_n or 'no'} {problem.cluster.device(name).kind}"
     sentence = f"in: {which} {best_plan(figures)} would take {text_of(figures, plan.objective.minimise)}"
     return Reason(topic=name, sentence=sentence, matters=True, figures=figures)
 

@@ -65,7 +65,7 @@ def test_of_devices_that_are_alike_some_are_enough() -> None:
     plan, found = _explained(problem)
     assert plan.devices == ("d0",)
     assert found.devices["d2"].sentence == "out: of the 2 devices like it the plan needs 1 (d0)"
-    assert found.devices["d0"].sentence.startswith("in: with one kind0 less the best plan would take")
+    assert found.devices["d0"].sentence.startswith("in: with no kind0 the best plan would take")
 
 
 def test_a_deadline_that_binds_and_the_devices_it_needs() -> None:
