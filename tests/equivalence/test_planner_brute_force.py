@@ -169,3 +169,27 @@ def test_more_memory_never_worsens_the_optimum(
 
     before = _optimum(with_memory(list(rooms)))
     assert _optimum(with_memory([room + add for room, add in zip(rooms, more, strict=True)])) <= before * (1 + 1e-12)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(KINDS))
+def test_an_operating_point_more_never_worsens_the_optimum(seed: int, kind: ObjectiveKind) -> None:
+    whole = make_problem(seed, devices=2, layers=3, points=2, batch=4, objective=Objective(minimise=kind))
+    first = whole.cluster.devices[0]
+    fewer_points = msgspec.structs.replace(first, points=first.points[:1])
+    cluster = msgspec.structs.replace(whole.cluster, devices=(fewer_points, *whole.cluster.devices[1:]))
+    assert _optimum(whole) <= _optimum(msgspec.structs.replace(whole, cluster=cluster)) * (1 + 1e-12)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10**6), tight=st.floats(1.0, 3.0), more=st.floats(1.0, 2.0))
+def test_more_time_never_raises_the_energy(seed: int, tight: float, more: float) -> None:
+    problem = make_problem(seed, devices=3, layers=3, points=2, batch=4)
+    fastest = exact.plan(msgspec.structs.replace(problem, objective=Objective(minimise="time"))).estimate
+    assert fastest is not None
+
+    def within(factor: float) -> Problem:
+        limited = Objective(deadline_s=factor * fastest.step_s * 1000, job_samples=1000 * problem.batch)
+        return msgspec.structs.replace(problem, objective=limited)
+
+    assert _optimum(within(tight * more)) <= _optimum(within(tight)) * (1 + 1e-12)
