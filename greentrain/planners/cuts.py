@@ -44,20 +44,26 @@ class Cuts:
         self._activation_L = np.array([0, *(layer.activation_bytes for layer in layers)], dtype=np.float64)
         self._gradient_L = np.array([0, *(layer.gradient_bytes for layer in layers)], dtype=np.float64)
 
-    def between(self, before: Options, behind: Options) -> tuple[Transfer, np.ndarray]:
-        """Transfers and joules per round of the cuts between options, row by row."""
+    def between(self, before: Options, behind: Options, pair_N: np.ndarray) -> tuple[Transfer, np.ndarray]:
+        """Transfers and joules per round of the cuts between options, row by row.
+
+        Args:
+            before: Options of the stages in front of the cuts.
+            behind: Options of the stages behind them.
+            pair_N: Their group numbers, shape (N, 2).
+        """
         if self.types.uniform:
             return self._uniform(before, behind)
-        return self._pair_by_pair(before, behind)
+        return self._pair_by_pair(before, pair_N)
 
-    def _pair_by_pair(self, before: Options, behind: Options) -> tuple[Transfer, np.ndarray]:
+    def _pair_by_pair(self, before: Options, pair_N: np.ndarray) -> tuple[Transfer, np.ndarray]:
         """Seconds and joules are proportional to the bytes, so every pair of groups is priced once for all cuts."""
         cut_N = self.spans.stop_S[before.span_O]
         forward_N, backward_N = self._activation_L[cut_N], self._gradient_L[cut_N]
-        pair_N = np.stack([self.group_numbers(before), self.group_numbers(behind)], axis=1)
-        pairs, which_N = np.unique(pair_N, axis=0, return_inverse=True)
         groups = list(self._numbers)
-        priced = [self._priced(left, right, groups) for left, right in pairs.tolist()]
+        # One number per pair: sorting those is far cheaper than sorting rows.
+        pairs, which_N = np.unique(pair_N[:, 0] * len(groups) + pair_N[:, 1], return_inverse=True)
+        priced = [self._priced(pair // len(groups), pair % len(groups), groups) for pair in pairs.tolist()]
         of_N2F = np.array(priced).reshape(-1, 2, len(Transfer._fields) + 1)[which_N.reshape(-1)]
         columns = [
             np.where(forward_N > 0, of_N2F[:, 0, place], 0.0) + np.where(backward_N > 0, of_N2F[:, 1, place], 0.0)

@@ -156,6 +156,7 @@ class _Search:
     shortest_s: float = 0.0
     _heap: list[_OpenWindow] = field(default_factory=list[_OpenWindow])
     _order: int = 0
+    _given_up: float = inf
 
     def run(self) -> float:
         """Search; returns a bound on the objective that no plan of the space beats."""
@@ -180,7 +181,7 @@ class _Search:
                 if not self.space.goal.found:
                     raise
                 break
-        return min([waiting.bound for waiting in self._heap], default=inf)
+        return min([self._given_up, *(waiting.bound for waiting in self._heap)])
 
     def _offer_baseline(self, name: str) -> None:
         """A search that takes long is never worse than the plain planners."""
@@ -237,7 +238,6 @@ class _Search:
         few = 0 if isinstance(goal, FrontierGoal) else _FEW_CONFIGURATIONS
         most = few if wide else _MOST_CONFIGURATIONS
         parts: tuple[Window, ...] = ()
-        most = inf if ratio < _NARROWEST_WINDOW else most
         shares = "all" if self.space.all_shares else "cheapest"
         search = WindowSearch(self.space, least.micro_batch, window, most, shares)
         try:
@@ -246,8 +246,11 @@ class _Search:
                 WindowSearch(self.space, least.micro_batch, window, most, "ends").run()
             search.run()
         except TooManyError:
-            middle_s = sqrt(window.low_s * window.high_s)
-            parts = (Window(window.low_s, middle_s), Window(middle_s, window.high_s))
+            if ratio < _NARROWEST_WINDOW:
+                self._given_up = min(self._given_up, least.bound)  # Its bound stays part of the certificate.
+            else:
+                middle_s = sqrt(window.low_s * window.high_s)
+                parts = (Window(window.low_s, middle_s), Window(middle_s, window.high_s))
         for part in parts:
             self._push(least.micro_batch, part)
         self._heap.remove(least)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import inf
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from greentrain.planners.stage_bounds import StageBounds
 
 __all__ = ["TooManyError", "WindowSearch"]
 
-_MOST_PAIRS = 4_000_000
+_MOST_PAIRS = 1_000_000
 _NEAR = 1.01
 _MOST_NEAR = 2
 
@@ -38,6 +37,7 @@ class WindowSearch:
     bounds: StageBounds = field(init=False)
     _options: dict[int, Options] = field(default_factory=dict[int, Options])
     _caps: list[tuple[np.ndarray, Options]] = field(default_factory=list[tuple[np.ndarray, Options]])
+    _numbers_of: dict[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])
     _levels: list[Labels] = field(default_factory=list[Labels])
     _everyone: int = 0
 
@@ -183,7 +183,7 @@ class WindowSearch:
         head = options.rows(labels.option)
         shape = np.zeros(len(labels), dtype=np.int64)
         if not space.types.uniform:
-            shape = self.own.cuts.group_numbers(head)
+            shape = self._numbers(options)[labels.option]
         return labels.rows(undominated_labels(labels, window, head, shape, by_energy=space.goal.by_energy))
 
     def _longer(self, labels: Labels) -> Labels:
@@ -195,13 +195,25 @@ class WindowSearch:
         space.considered_n += len(option_N)
 
         def transfer_of(option_n: np.ndarray, label_n: np.ndarray):
-            return self.own.cuts.between(options.rows(option_n), behind.rows(labels.option[label_n]))
+            behind_n = labels.option[label_n]
+            pair_n = np.stack([self._numbers(options)[option_n], self._numbers(behind)[behind_n]], axis=1)
+            return self.own.cuts.between(options.rows(option_n), behind.rows(behind_n), pair_n)
 
         used_N = labels.used[label_N] + options.group_O[option_N]
         return longer_labels(
             options, option_N, labels, label_N, used_N, self.own.spans.start_S,
             self.own.spans.micro_batches_n, transfer_of,
         )  # fmt: skip
+
+    def _numbers(self, options: Options) -> np.ndarray:
+        """Group numbers of all options; where all links are alike nobody looks at them."""
+        if self.space.types.uniform:
+            return np.zeros(len(options), dtype=np.int64)
+        found = self._numbers_of.get(id(options))
+        if found is None:
+            found = self.own.cuts.group_numbers(options)
+            self._numbers_of[id(options)] = found
+        return found
 
     def _pairs(self, options: Options, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
         """Options and labels that meet at a boundary, use different devices and are cheap enough together."""
@@ -223,7 +235,7 @@ class WindowSearch:
             found.append((own_o[row_o], own_l[row_l]))
             pairs_n += len(row_o)
             space.check_time()
-            if pairs_n > _MOST_PAIRS and self.most < inf:
+            if pairs_n > _MOST_PAIRS:
                 raise TooManyError
         if not found:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
