@@ -114,8 +114,8 @@ class Planning:
         limit_s = exact.DEFAULT_TIME_LIMIT_S if self.time_limit_s is None else self.time_limit_s
         begun_s = time.monotonic()
         if self.planner == "exact" or auto.is_exact(problem):
-            plans = exact.frontier(problem, time_limit_s=limit_s, progress=self.patience.report)
-            whole = time.monotonic() - begun_s < limit_s and not self.patience.interrupted
+            plans, whole = exact.frontier(problem, time_limit_s=limit_s, progress=self.patience.report)
+            whole = whole and not self.patience.interrupted
             method = "branch and bound over round lengths" + ("" if whole else "; cut short, plans may be missing")
         else:
             plans = _best_ones(self._each(problem, limit_s / len(_KINDS)))

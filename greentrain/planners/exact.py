@@ -30,7 +30,7 @@ from greentrain.planners.search_space import OutOfTimeError, SearchSpace
 from greentrain.planners.single import candidates as single_candidates
 from greentrain.planners.window_search import TooManyError, WindowSearch
 
-__all__ = ["finalists", "frontier", "plan"]
+__all__ = ["FoundFrontier", "finalists", "frontier", "plan"]
 
 DEFAULT_TIME_LIMIT_S = 30.0
 
@@ -96,10 +96,22 @@ def finalists(
             return (best_of(single_candidates(problem, space.cost_tables), problem, "exact"),)
         wish = f"uses device {must_use!r}" if must_use is not None else f"goes without device {must_avoid!r}"
         raise InfeasibleError(f"no feasible plan {wish}.", hint="Relax the limits.")
-    bound = min(bound, goal.value)
+    bound = min(bound, goal.proven)
     # The plan known first comes from the single devices.
     named = (msgspec.structs.replace(found, planner="exact") for found in goal.finalists)
     return tuple(certified(found, problem, bound, search.method(), space.considered_n) for found in named)
+
+
+class FoundFrontier(NamedTuple):
+    """Plans that no other beats in both time and energy.
+
+    Attributes:
+        plans: The plans, fastest first.
+        whole: Whether these are proven to be all; not when the time was over or a window held too much.
+    """
+
+    plans: tuple[Plan, ...]
+    whole: bool
 
 
 def frontier(
@@ -107,8 +119,8 @@ def frontier(
     *,
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
     progress: Callable[[str], None] | None = None,
-) -> tuple[Plan, ...]:
-    """Every plan that no other beats in both time and energy, fastest first.
+) -> FoundFrontier:
+    """Every plan that no other beats in both time and energy.
 
     Args:
         problem: Model, cluster and limits.
@@ -128,8 +140,9 @@ def frontier(
     # No round is shorter than the fastest plan's bound, so nothing in front of it is looked at.
     shortest_s = (fastest.certificate.lower_bound or 0.0) * problem.batch
     space = SearchSpace(problem, goal, stop_at_s=stop_at_s)
-    _Search(space, progress, shortest_s=shortest_s * (1 - 1e-9)).run()
-    return tuple(msgspec.structs.replace(found, planner="exact") for found in goal.plans)
+    left_open = _Search(space, progress, shortest_s=shortest_s * (1 - 1e-9)).run()
+    plans = tuple(msgspec.structs.replace(found, planner="exact") for found in goal.plans)
+    return FoundFrontier(plans, whole=left_open == inf)
 
 
 class _OpenWindow(NamedTuple):
@@ -239,11 +252,12 @@ class _Search:
         most = few if wide else _MOST_CONFIGURATIONS
         parts: tuple[Window, ...] = ()
         shares = "all" if self.space.all_shares else "cheapest"
-        search = WindowSearch(self.space, least.micro_batch, window, most, shares)
+        bounds = self.space.bounds(least.micro_batch, window)
+        search = WindowSearch(self.space, least.micro_batch, window, bounds, most, shares)
         try:
             if shares == "cheapest" and goal.by_energy and _QUICK_LOOK < search.configurations_n <= most:
                 # A good plan soon leaves less to look at.
-                WindowSearch(self.space, least.micro_batch, window, most, "ends").run()
+                WindowSearch(self.space, least.micro_batch, window, bounds, most, "ends").run()
             search.run()
         except TooManyError:
             if ratio < _NARROWEST_WINDOW:

@@ -12,12 +12,12 @@ from greentrain.objective import ObjectiveKind, Problem
 from greentrain.plan import Estimate, Plan
 from greentrain.planners.candidate import objective_value
 
-__all__ = ["BestGoal", "FrontierGoal", "Goal", "minimising_energy", "minimising_time"]
+__all__ = ["NEAR", "BestGoal", "FrontierGoal", "Goal", "minimising_energy", "minimising_time"]
 
 # A plan must be better by this part to count as better.
 _STEP = 1e-10
 # Plans within this of the best are finalists, that many at most.
-_NEAR = 1.01
+NEAR = 1.01
 _FINALISTS_N = 6
 
 
@@ -121,7 +121,12 @@ class BestGoal:
 
     @property
     def _better_than(self) -> float:
-        return self.value * (1 - max(self.gap_ratio, _STEP))
+        return self.value / (1 + max(self.gap_ratio, _STEP))
+
+    @property
+    def proven(self) -> float:
+        """No plan that was dropped for one in hand is better than this: only closer plans are not looked for."""
+        return self.value / (1 + self.gap_ratio)
 
     def least_value(self, round_s: float, round_j: float) -> float:
         """The objective of such a round."""
@@ -162,8 +167,7 @@ class BestGoal:
     @property
     def finalists(self) -> tuple[Plan, ...]:
         """The best plan and those that were offered and are nearly as good, best first."""
-        near = [plan for plan in self._offered if objective_value(plan) <= self.value * _NEAR]
-        return tuple(near)
+        return tuple(plan for plan in self._offered if objective_value(plan) <= self.value * NEAR)
 
 
 @dataclass

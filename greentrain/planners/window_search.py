@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from greentrain.planners.candidate import Part, assemble
+from greentrain.planners.goal import NEAR
 from greentrain.planners.labels import Labels, first_labels, longer_labels, undominated_labels
 from greentrain.planners.options import SHARINGS, Options, Shares, Window, joined, undominated
 from greentrain.planners.search_space import SearchSpace, Tables
@@ -16,7 +17,6 @@ from greentrain.planners.stage_bounds import StageBounds
 __all__ = ["TooManyError", "WindowSearch"]
 
 _MOST_PAIRS = 1_000_000
-_NEAR = 1.01
 _MOST_NEAR = 2
 
 
@@ -31,10 +31,10 @@ class WindowSearch:
     space: SearchSpace
     micro_batch: int
     window: Window
+    bounds: StageBounds
     most: float
     shares: Shares
     own: Tables = field(init=False)
-    bounds: StageBounds = field(init=False)
     _options: dict[int, Options] = field(default_factory=dict[int, Options])
     _caps: list[tuple[np.ndarray, Options]] = field(default_factory=list[tuple[np.ndarray, Options]])
     _numbers_of: dict[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])
@@ -43,7 +43,6 @@ class WindowSearch:
 
     def __post_init__(self) -> None:
         self.own = self.space.tables_of[self.micro_batch]
-        self.bounds = self.space.bounds(self.micro_batch, self.window)
         self._everyone = len(self.space.counts_UT) - 1
 
     @property
@@ -69,7 +68,9 @@ class WindowSearch:
     @property
     def configurations_n(self) -> int:
         """Ways to choose span, group and operating points that are open in this window."""
-        budget_US = self._budget_US()
+        return self._configurations_n(self._budget_US())
+
+    def _configurations_n(self, budget_US: np.ndarray) -> int:
         return sum(maker.configurations_n(budget_US) for maker in self.own.makers)
 
     def _budget_US(self) -> np.ndarray:
@@ -119,16 +120,11 @@ class WindowSearch:
         goal, fill_s_US = self.space.goal, self._fill_s_US()
         options = [
             maker.options(
-                window,
-                budget_US,
-                fill_s_US,
-                in_flight,
-                by_energy=goal.by_energy,
-                shares=self.shares,
+                window, budget_US, fill_s_US, in_flight, by_energy=goal.by_energy, shares=self.shares,
                 check_time=self.space.check_time,
             )
             for maker in self.own.makers
-        ]
+        ]  # fmt: skip
         if len(options) == 1:
             return options[0]
         return undominated(joined(options, options[0].slot_OG.shape[1]), window, by_energy=goal.by_energy)
@@ -159,9 +155,10 @@ class WindowSearch:
         return options.rows(np.flatnonzero(keep))
 
     def _new_options(self, in_flight: int) -> Options:
-        if self.configurations_n > self.most:
+        budget_US = self._budget_US()
+        if self._configurations_n(budget_US) > self.most:
             raise TooManyError
-        return self._made(self.window, self._budget_US(), in_flight)
+        return self._made(self.window, budget_US, in_flight)
 
     def _kept(self, labels: Labels) -> Labels:
         """Labels that can still lead to a plan of interest, without the dominated ones."""
@@ -253,7 +250,7 @@ class WindowSearch:
             limit_j = space.goal.limit_j(float(round_s[position]))
             near += round_j[position] >= limit_j
             # A few that are nearly as good are finalists.
-            if round_j[position] >= limit_j * _NEAR or near > _MOST_NEAR:
+            if round_j[position] >= limit_j * NEAR or near > _MOST_NEAR:
                 continue
             parts = tuple(self._parts(int(whole[position])))
             space.offer(assemble(space.problem, "exact", self.micro_batch, parts, space.cost_tables))

@@ -135,7 +135,9 @@ def test_the_frontier_is_that_of_all_plans() -> None:
         for step_s, round_j in prices:
             if not expected or round_j < expected[-1][1] * (1 - 1e-9):
                 expected.append((step_s, round_j))
-        found = [plan.estimate for plan in exact.frontier(problem)]
+        plans, whole = exact.frontier(problem)
+        assert whole
+        found = [plan.estimate for plan in plans]
         assert len(found) == len(expected), seed
         for price, (step_s, round_j) in zip(found, expected, strict=True):
             assert price is not None
@@ -171,6 +173,20 @@ def test_when_the_time_is_over_the_bound_still_holds() -> None:
     assert hurried.certificate is not None
     assert hurried.certificate.gap_ratio is not None
     assert hurried.certificate.gap_ratio > 0
+
+
+def test_a_gap_that_is_good_enough_is_no_proof_of_less() -> None:
+    for seed in range(12):
+        problem = _problem(seed)
+        best = objective_value(exact.plan(problem))
+        found = exact.plan(problem, gap_ratio=0.3)
+        assert _bound(found) <= best * (1 + 1e-9), seed
+        assert objective_value(found) <= 1.3 * best * (1 + 1e-9), seed
+
+
+def test_a_frontier_that_ran_out_of_time_does_not_call_itself_whole() -> None:
+    problem = make_problem(4, devices=4, layers=8, points=2, batch=16, micro_batches=(4, 8))
+    assert not exact.frontier(problem, time_limit_s=0.0).whole
 
 
 def test_a_beam_is_never_better_than_the_optimum_nor_below_its_bound() -> None:
