@@ -21,7 +21,7 @@ from greentrain.device import Device
 from greentrain.objective import Objective, Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
 from greentrain.parallel.memory import memory_bytes, most_rows, weight_part
-from greentrain.parallel.pipeline import Step, Transfer, held, round_s, transfer
+from greentrain.parallel.pipeline import Held, Step, Transfer, held, round_s, transfer
 from greentrain.parallel.tensor_sequence import pass_s, ring_loads_s
 from greentrain.plan import Estimate, Plan, Stage, allowed, common_bytes, parallelism_name, ring_part_bytes
 from greentrain.profile import LayerProfile, interpolate_batch_s
@@ -288,15 +288,18 @@ def stage_traffic(plan: Plan, index: int, cluster: Cluster) -> list[Traffic]:
     if index > 0:
         before = plan.stages[index - 1]
         sides.append((before.gradient_bytes, before.output_bytes, before))
+    priced: list[tuple[int, int, Held, float, float]] = []
+    for out_bytes, in_bytes, there in sides:
+        other = held(there.devices, there.sharing, there.shares, plan.micro_batch)
+        tx_j, _ = boundary_energy_j(cluster, stage.devices, other.devices)
+        _, rx_j = boundary_energy_j(cluster, other.devices, stage.devices)
+        priced.append((out_bytes, in_bytes, other, tx_j, rx_j))
     inside_tx_j, inside_rx_j = boundary_energy_j(cluster, stage.devices, stage.devices)
     found: list[Traffic] = []
     for sends, takes in zip(own.sends, own.takes, strict=True):
         sent, received = inside, inside
         sent_j, received_j = inside * inside_tx_j, inside * inside_rx_j
-        for out_bytes, in_bytes, stage_there in sides:
-            other = held(stage_there.devices, stage_there.sharing, stage_there.shares, plan.micro_batch)
-            tx_j, _ = boundary_energy_j(cluster, stage.devices, other.devices)
-            _, rx_j = boundary_energy_j(cluster, other.devices, stage.devices)
+        for out_bytes, in_bytes, other, tx_j, rx_j in priced:
             out = plan.micro_batches_n * sum(common_bytes(sends, piece, out_bytes) for piece in other.takes)
             into = plan.micro_batches_n * sum(common_bytes(piece, takes, in_bytes) for piece in other.sends)
             sent += out

@@ -6,7 +6,7 @@ import msgspec
 
 from greentrain._checks import require, require_id, require_non_negative, require_positive
 from greentrain.errors import UsageError
-from greentrain.power import PowerCurve, PowerModel
+from greentrain.power import PowerCurve, PowerModel, Source
 
 __all__ = ["CURRENT_POINT", "Device", "DeviceProfile", "OperatingPoint", "Provenance"]
 
@@ -80,6 +80,14 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             names = ", ".join(known.name for known in self.points)
             raise UsageError(f"device {self.id!r} has no operating point {point!r}.", hint=f"It has: {names}.")
         return self.power.curve(point)
+
+    def source_at(self, point: str) -> Source:
+        """Where the power at a point comes from: ``modelled`` where nothing was measured there.
+
+        Raises:
+            UsageError: The device has no such point.
+        """
+        return self.power.source if self.curve(point).points_n > 0 else "modelled"
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ Axes: N observed, Q asked for, F setting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
@@ -120,8 +120,7 @@ def monotone_mean(task: Task, x_NF: np.ndarray, z_N: np.ndarray, x_QF: np.ndarra
     from scipy.interpolate import PchipInterpolator
     from scipy.optimize import isotonic_regression
 
-    x_D, first_D, back_N, count_D = np.unique(x_NF[:, 0], return_index=True, return_inverse=True, return_counts=True)
-    del first_D
+    x_D, back_N, count_D = np.unique(x_NF[:, 0], return_inverse=True, return_counts=True)
     mean_D = np.bincount(back_N, weights=z_N) / count_D
     z_D = isotonic_regression(mean_D, weights=count_D.astype(float), increasing=task.quantity == "power").x
     x_Q = x_QF[:, 0]
@@ -236,6 +235,3 @@ def _cap_columns(task: Task, variant: _Variant, x_A: np.ndarray) -> list[np.ndar
     if task.quantity == "power":
         return [np.exp(np.minimum(x_A, variant.knee))]
     return [np.expm1(variant.cap_power * np.maximum(variant.knee - x_A, 0.0))]
-
-
-MeanFunction = Callable[[Task, np.ndarray, np.ndarray, np.ndarray], MeanFit]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-__all__ = ["CLUSTER_FILE", "PROFILES_DIR", "emit_json", "json_option", "say", "sysroot_option"]
+__all__ = ["CLUSTER_FILE", "PROFILES_DIR", "emit_json", "json_option", "say", "sysroot_option", "table_lines"]
 
 CLUSTER_FILE = Path("cluster.toml")
 PROFILES_DIR = Path("profiles")
@@ -42,3 +42,10 @@ def say(text: str, *, quiet: bool = False) -> None:
     """Progress and remarks go to stderr, results to stdout."""
     if not quiet:
         click.echo(text, err=True)
+
+
+def table_lines(rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return [f"{indent}{line}".rstrip() for line in cells]

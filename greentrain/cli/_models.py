@@ -116,7 +116,7 @@ def drawn(folder: ModelsFolder) -> Iterator[DeviceCurves]:
             curves=tuple(
                 DrawnCurve(
                     point=point.name,
-                    source=device.power.source if device.curve(point.name).points_n > 0 else "modelled",
+                    source=device.source_at(point.name),
                     curve=device.curve(point.name),
                     windows=it.windows.get(point.name, ()),
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from greentrain.cli._common import table_lines
 from greentrain.cli._models_plan import is_predicted, plan_findings
 from greentrain.explain import Explanation, Reason
 from greentrain.objective import Problem
@@ -47,9 +48,12 @@ def plan_text(plan: Plan, problem: Problem) -> str:
                     format_quantity(price.peak_bytes[device], "bytes"),
                 )
             )  # fmt: skip
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines += ["  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
-    sources = {device.power.source for device in problem.cluster.devices if device.id in plan.devices}
+    lines += table_lines(table, indent="  ")
+    sources = {
+        problem.cluster.device(device).source_at(point)
+        for stage in plan.stages
+        for device, point in zip(stage.devices, stage.points, strict=True)
+    }
     lines.append(f"  (energy per sample; device power curves: {' and '.join(sorted(sources))})")
     lines += [f"  ({remark})" for remark in _remarks(plan, problem)]
     if plan.certificate is not None:

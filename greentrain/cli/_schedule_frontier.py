@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from greentrain.cli._common import table_lines
 from greentrain.cost import estimate
 from greentrain.errors import InfeasibleError, UsageError
 from greentrain.files import read_json
@@ -133,10 +134,8 @@ def frontier_text(file: FrontierFile) -> str:
         )
         for row in file.rows
     ]  # fmt: skip
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     whole = "all plans that no other beats in both" if file.exact else "not all of them"
-    return "\n".join([f"Time-energy frontier of {file.model}: {whole} ({file.method})", *lines])
+    return "\n".join([f"Time-energy frontier of {file.model}: {whole} ({file.method})", *table_lines(table)])
 
 
 def read_frontier(path: Path) -> FrontierFile:

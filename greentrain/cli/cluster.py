@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from greentrain.cli._cluster import load_cluster
-from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say
+from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say, table_lines
 from greentrain.cluster import Cluster
 from greentrain.cluster_file import ASSUMED_BANDWIDTH, ASSUMED_LATENCY, ClusterFile, DeviceEntry, LinkEntry
 from greentrain.errors import UsageError
@@ -396,6 +396,4 @@ def _summary(path: Path, file: ClusterFile, cluster: Cluster) -> ClusterSummary:
 
 
 def _echo_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo("\n".join(table_lines(rows, indent="  ")))

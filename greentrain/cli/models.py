@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option
+from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, table_lines
 from greentrain.cli._models import ModelsFolder, drawn, read_models_folder
 from greentrain.cli._models_check import folder_findings
 from greentrain.cli._models_plan import Finding, plan_findings
@@ -129,6 +129,4 @@ def _percent(ratio: float | None) -> str:
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo("\n".join(table_lines(rows)))

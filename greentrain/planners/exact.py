@@ -132,8 +132,8 @@ def frontier(
     """
     stop_at_s = time.monotonic() + time_limit_s
     goal = FrontierGoal(problem)
-    fastest = plan(minimising_time(problem), time_limit_s=time_limit_s / 4)
-    leanest = plan(minimising_energy(problem), time_limit_s=time_limit_s / 4)
+    fastest = plan(minimising_time(problem), time_limit_s=time_limit_s / 4, progress=progress)
+    leanest = plan(minimising_energy(problem), time_limit_s=time_limit_s / 4, progress=progress)
     for end in (fastest, leanest):
         goal.offer(end)
     assert fastest.certificate is not None
@@ -225,7 +225,7 @@ class _Search:
 
     def _fastest_s(self) -> float:
         left_s = max(self.space.stop_at_s - time.monotonic(), 0.1) / 2
-        fastest = plan(minimising_time(self.space.problem), time_limit_s=left_s)
+        fastest = plan(minimising_time(self.space.problem), time_limit_s=left_s, progress=self.progress)
         assert fastest.estimate is not None
         return fastest.estimate.step_s
 

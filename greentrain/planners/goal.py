@@ -160,7 +160,9 @@ class BestGoal:
         if _price(plan).step_s > self.slowest_s * (1 + 1e-12):
             return
         value = objective_value(plan)
-        self._offered = sorted([*self._offered, plan], key=objective_value)[:_FINALISTS_N]
+        # The same plan comes up in several windows.
+        if all((other.stages, other.micro_batch) != (plan.stages, plan.micro_batch) for other in self._offered):
+            self._offered = sorted([*self._offered, plan], key=objective_value)[:_FINALISTS_N]
         if value < self.value:
             self.plan, self.value = plan, value
 

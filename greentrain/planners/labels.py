@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 
 from greentrain.parallel.pipeline import Pipe, Step, Transfer, last_stage, prepended
+from greentrain.planners.device_runs import taken
 from greentrain.planners.options import Options, Window
 from greentrain.planners.pareto import undominated_rows
 
@@ -59,16 +60,11 @@ class Labels:
     def rows(self, keep: np.ndarray) -> Labels:
         """Some of the labels."""
         fields = {name: getattr(self, name)[keep] for name in self.__dataclass_fields__ if name != "pipe"}
-        return Labels(pipe=pipe_rows(self.pipe, keep), **fields)
+        return Labels(pipe=taken(self.pipe, keep), **fields)
 
     def round_j(self, round_s: np.ndarray | float) -> np.ndarray:
         """Joules of a round of some length."""
         return self.busy_j + self.wait_w * round_s
-
-
-def pipe_rows(pipe: Pipe, keep: np.ndarray) -> Pipe:
-    """Some rows of a pipe of arrays."""
-    return Pipe(pipe.stages_n, *(getattr(pipe, name)[keep] for name in _PIPE_FIELDS))
 
 
 def first_labels(options: Options, rows: np.ndarray, start_S: np.ndarray, micro_batches_n: int) -> Labels:

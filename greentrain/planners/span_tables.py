@@ -85,11 +85,6 @@ class SpanTables:
         """Waiting watts above those that count anyway."""
         return self.wait_w_P - self.unused_w_P
 
-    @property
-    def splits_weights(self) -> bool:
-        """Whether each device of a group holds only its part of the weights."""
-        return self.sharing in ("tensor_sequence", "tensor")
-
     def slots(self, keep: list[int]) -> SpanTables:
         """The same tables with some of the slots."""
         return replace(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from greentrain.plan import in_flight_limit
 from greentrain.planners.candidate import Part, assemble
 from greentrain.planners.goal import NEAR
 from greentrain.planners.labels import Labels, first_labels, longer_labels, undominated_labels
@@ -94,7 +95,7 @@ class WindowSearch:
     def _options_at(self, stages_n: int) -> Options:
         found = self._options.get(stages_n)
         if found is None:
-            in_flight = min(2 * stages_n - 1, self.own.spans.micro_batches_n)
+            in_flight = in_flight_limit(stages_n, 0, self.own.spans.micro_batches_n)
             if self.space.goal.by_energy:
                 found = self._by_memory(self._caps, in_flight, self._new_options)
             else:

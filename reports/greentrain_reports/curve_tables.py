@@ -113,7 +113,7 @@ def curve_rows(profile: DeviceProfile, windows: Mapping[str, Sequence[Window]]) 
                 loo_ratio=_curve_loo_ratio(point.name, seen),
                 share_low=min(shares, default=None),
                 share_high=max(shares, default=None),
-                source=device.power.source if curve.points_n > 0 else "modelled",
+                source=device.source_at(point.name),
             )
         )
     return rows

@@ -241,11 +241,11 @@ def _headline(
     numbers = {row.round for row in rounds if row.rank >= 0}
     rounds_n = len(numbers) if run.rows is not None else (summary.rounds if summary else None)
     samples = _samples(run, rounds_n)
-    metered = [row for row in counted if row.step in _metered_rounds(rounds)]
-    metered_samples = len(_metered_rounds(rounds)) * samples / rounds_n if samples and rounds_n else None
-    metered_j = total_energy_j(metered) if run.rows is not None else energy_j
-    if run.rows is None:
-        metered_samples = samples
+    metered_j, metered_samples = energy_j, samples
+    if run.rows is not None:
+        seen = _metered_rounds(rounds)
+        metered_j = total_energy_j([row for row in counted if row.step in seen])
+        metered_samples = len(seen) * samples / rounds_n if samples and rounds_n else None
     duration_s = summary.duration_s if summary is not None else _span_s(rounds)
     error_j_per_sample = summary.error_j_per_sample if summary is not None else None
     if error_j_per_sample is None and error_j is not None and samples:
