@@ -1,30 +1,24 @@
-"""One interpreter for any action list: it computes, sends, receives, sums and updates, and times each.
-
-A send is handed to gloo and not waited for; receives are posted ahead, so that messages travel while
-this device computes.
-"""
+"""One interpreter for any action list: it computes, sends, receives, sums and updates, and times each."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from greentrain.actions import Action
 from greentrain.plan import Plan, row_ranges
 from greentrain.reading import Clock
+from greentrain.runtime.gradient_sum import sum_gradients
 from greentrain.runtime.group import RunGroup
+from greentrain.runtime.transfers import Transfers
 from greentrain.workloads.workload import Tensors, TensorSpec, Workload, run_blocks
 
 __all__ = ["Executor", "Rows", "TimedAction"]
-
-# Receives that are posted before they are needed; more would only hold more buffers.
-_POSTED_AHEAD = 4
 
 
 class Rows(Protocol):
@@ -110,18 +104,22 @@ class Executor:
             PeersLostError: A peer is gone or silent.
             RuntimeError: The model itself failed, for want of memory for example.
         """
-        self._round = _Round()
+        self._round = _Round(self._transfers())
         timed: list[TimedAction] = []
         for action in self.actions:
             start_s = self.clock()
             self._execute(action, rows, update=update)
             timed.append(TimedAction(action, start_s, self.clock() - start_s))
-        if self._round.sends:
+        if self._round.transfers is not None:
             assert self.group is not None
             with self.group.talking():
-                for work, _ in self._round.sends:
-                    work.wait()
+                self._round.transfers.finish()
         return self._round.loss, timed
+
+    def _transfers(self) -> Transfers | None:
+        if self.group is None:
+            return None
+        return Transfers(self.group, self._own_rows, self.incoming, self.outgoing, self._receives)
 
     def _execute(self, action: Action, rows: Rows, *, update: bool) -> None:
         kind, micro = action.kind, action.micro_batch
@@ -139,17 +137,22 @@ class Executor:
                 self._communicate(action)
 
     def _communicate(self, action: Action) -> None:
+        assert self.group is not None
         kind, micro = action.kind, action.micro_batch
         if kind == "AR":
-            self._sum_gradients()
-        elif kind in ("RF", "RB"):
-            self._receive(action)
+            assert self.group.stage_group is not None
+            sum_gradients(self._parameters, self.group.stage_group)
+            return
+        transfers = self._round.transfers
+        assert transfers is not None
+        if kind in ("RF", "RB"):
+            transfers.receive(action)
         else:
-            self._send(action, self._round.outputs[micro] if kind == "SF" else self._round.input_gradients[micro])
+            transfers.send(action, self._round.outputs[micro] if kind == "SF" else self._round.input_gradients[micro])
 
     def _forward(self, micro: int, rows: Rows) -> None:
         state = self._round
-        inputs = rows.inputs(micro) if self.is_first else state.received.pop(("F", micro))
+        inputs = rows.inputs(micro) if self.is_first else self._taken("F", micro)
         outputs = run_blocks(self.blocks, inputs)
         state.inputs[micro] = inputs
         if self.is_last:
@@ -162,6 +165,10 @@ class Executor:
         else:
             state.outputs[micro] = outputs
 
+    def _taken(self, direction: str, micro: int) -> Tensors:
+        assert self._round.transfers is not None
+        return self._round.transfers.take(direction, micro)
+
     def _backward(self, micro: int) -> None:
         state = self._round
         if self.is_last:
@@ -172,7 +179,7 @@ class Executor:
             outputs = state.outputs.pop(micro)
             wanted = [tensor for tensor in outputs if tensor.requires_grad]
             if wanted:
-                torch.autograd.backward(wanted, list(state.received.pop(("B", micro))))
+                torch.autograd.backward(wanted, list(self._taken("B", micro)))
         inputs = state.inputs.pop(micro)
         if not self.is_first:
             gradients = [
@@ -183,87 +190,14 @@ class Executor:
             # Sent right after; those of earlier micro-batches live on only in their pending sends.
             state.input_gradients = {micro: tuple(gradients)}
 
-    def _sum_gradients(self) -> None:
-        """Sum (not mean: the loss is already weighted) the gradients of the stage's group."""
-        assert self.group is not None
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
-            chosen = [index for index, gradient in enumerate(gradients) if gradient.dtype == dtype]
-            flat = torch.cat([gradients[index].reshape(-1) for index in chosen])
-            dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=self.group.stage_group)
-            offset = 0
-            for index in chosen:
-                parameter = self._parameters[index]
-                parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
-                offset += parameter.numel()
-
-    def _send(self, action: Action, tensors: Tensors) -> None:
-        assert self.group is not None
-        own_first = self._own_rows[0]
-        low, high = action.first_row - own_first, action.last_row - own_first
-        self._round.sends = [(work, kept) for work, kept in self._round.sends if not work.is_completed()]
-        for number, tensor in enumerate(tensors):
-            part = tensor.detach()[low:high].contiguous()
-            work = dist.isend(part, dst=self.group.ranks[cast("str", action.peer)], tag=_tag(action, number))
-            assert work is not None
-            self._round.sends.append((work, part))
-
-    def _receive(self, action: Action) -> None:
-        position = self._round.received_n
-        self._post(self._receives[self._round.posted_n : position + _POSTED_AHEAD])
-        for work in self._round.pending.pop(_key(action)):
-            work.wait()
-        self._round.received_n += 1
-        direction = action.kind[-1]
-        if direction == "F":
-            for tensor, spec in zip(self._round.received[direction, action.micro_batch], self.incoming, strict=True):
-                tensor.requires_grad_(spec.needs_gradient)
-
-    def _post(self, receives: Sequence[Action]) -> None:
-        assert self.group is not None
-        own_first, own_last = self._own_rows
-        for action in receives:
-            direction = action.kind[-1]
-            key = (direction, action.micro_batch)
-            if key not in self._round.received:
-                specs = self.incoming if direction == "F" else [spec for spec in self.outgoing if spec.needs_gradient]
-                self._round.received[key] = tuple(
-                    torch.empty((own_last - own_first, *spec.shape), dtype=spec.dtype) for spec in specs
-                )
-            low, high = action.first_row - own_first, action.last_row - own_first
-            works: list[dist.Work] = []
-            for number, tensor in enumerate(self._round.received[key]):
-                # detach: a later rows' message must not be written through autograd.
-                part = tensor.detach()[low:high]
-                work = dist.irecv(part, src=self.group.ranks[cast("str", action.peer)], tag=_tag(action, number))
-                assert work is not None
-                works.append(work)
-            self._round.pending[_key(action)] = works
-            self._round.posted_n += 1
-
 
 @dataclass
 class _Round:
     """What is held during one round."""
 
+    transfers: Transfers | None
     loss: float = 0.0
     inputs: dict[int, Tensors] = field(default_factory=dict[int, Tensors])
     outputs: dict[int, Tensors] = field(default_factory=dict[int, Tensors])
     losses: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     input_gradients: dict[int, Tensors] = field(default_factory=dict[int, Tensors])
-    received: dict[tuple[str, int], Tensors] = field(default_factory=dict[tuple[str, int], Tensors])
-    pending: dict[tuple[str, int, str | None], list[dist.Work]] = field(
-        default_factory=dict[tuple[str, int, "str | None"], "list[dist.Work]"]
-    )
-    sends: list[tuple[dist.Work, Tensor]] = field(default_factory=list[tuple["dist.Work", Tensor]])
-    posted_n: int = 0
-    received_n: int = 0
-
-
-def _key(action: Action) -> tuple[str, int, str | None]:
-    return (action.kind, action.micro_batch, action.peer)
-
-
-def _tag(action: Action, number: int) -> int:
-    """A message's tag: micro-batch, direction and tensor; at most eight tensors cross a cut."""
-    return action.micro_batch * 16 + (8 if action.kind[-1] == "B" else 0) + number
