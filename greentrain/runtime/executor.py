@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from greentrain.actions import Action
 from greentrain.plan import Plan, row_ranges
 from greentrain.reading import Clock
-from greentrain.runtime.gradient_sum import sum_gradients
+from greentrain.runtime.gradient_sum import GradientSum
 from greentrain.runtime.group import RunGroup
 from greentrain.runtime.transfers import Transfers
 from greentrain.workloads.workload import Tensors, TensorSpec, Workload, run_blocks
@@ -69,16 +69,23 @@ class Executor:
     clock: Clock = time.monotonic
     optimizer: torch.optim.Optimizer = field(init=False)
     _parameters: list[nn.Parameter] = field(init=False)
+    _sum: GradientSum | None = field(init=False)
     _round: _Round = field(init=False)
 
     def __post_init__(self) -> None:
-        parameters = [parameter for block in self.blocks for parameter in block.parameters()]
+        # Blocks may share a parameter.
+        parameters = dict.fromkeys(parameter for block in self.blocks for parameter in block.parameters())
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.optimizer = self.workload.make_optimizer(self._parameters)
         self._stage = next(index for index, stage in enumerate(self.plan.stages) if self.device in stage.devices)
         stage = self.plan.stages[self._stage]
         self._own_rows = row_ranges(stage.shares)[stage.devices.index(self.device)]
         self._receives = [action for action in self.actions if action.kind in ("RF", "RB")]
+        kinds = {action.kind for action in self.actions}
+        self._sum = GradientSum(self._parameters) if "AR" in kinds else None
+        # A gradient that goes back to the stage before must not wait behind this stage's sum: there, others wait for
+        # it, while this stage has time until they are done.
+        self._sums_early = "SB" not in kinds
 
     @property
     def is_first(self) -> bool:
@@ -95,7 +102,7 @@ class Executor:
 
         Args:
             rows: This device's rows of the round.
-            update: Step the optimizer and clear the gradients; tests leave them to be compared.
+            update: Step the optimizer; tests compare gradients only.
 
         Returns:
             This device's part of the round's mean loss (0 except on the last stage), and what was done when.
@@ -105,6 +112,7 @@ class Executor:
             RuntimeError: The model itself failed, for want of memory for example.
         """
         self._round = _Round(self._transfers())
+        self._clear_gradients()
         timed: list[TimedAction] = []
         for action in self.actions:
             start_s = self.clock()
@@ -115,6 +123,13 @@ class Executor:
             with self.group.talking():
                 self._round.transfers.finish()
         return self._round.loss, timed
+
+    def _clear_gradients(self) -> None:
+        """Also what a round that was given up has left."""
+        if self._sum is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._sum.clear()
 
     def _transfers(self) -> Transfers | None:
         if self.group is None:
@@ -130,7 +145,6 @@ class Executor:
         elif kind == "U":
             if update:
                 self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
         else:
             assert self.group is not None
             with self.group.talking():
@@ -140,8 +154,8 @@ class Executor:
         assert self.group is not None
         kind, micro = action.kind, action.micro_batch
         if kind == "AR":
-            assert self.group.stage_group is not None
-            sum_gradients(self._parameters, self.group.stage_group)
+            assert self._sum is not None
+            self._sum.finish(self.group)
             return
         transfers = self._round.transfers
         assert transfers is not None
@@ -171,6 +185,9 @@ class Executor:
 
     def _backward(self, micro: int) -> None:
         state = self._round
+        if self._sum is not None and self._sums_early and micro == self.plan.micro_batches_n - 1:
+            assert self.group is not None
+            self._sum.start(self.group)
         if self.is_last:
             loss = state.losses.pop(micro)
             if loss.requires_grad:
