@@ -34,6 +34,7 @@ from greentrain.units import parse_quantity
 __all__ = [
     "ASSUMED_BANDWIDTH",
     "ASSUMED_LATENCY",
+    "SSH_LAUNCH",
     "ClusterFile",
     "DeviceEntry",
     "LinkEntry",
@@ -47,6 +48,10 @@ __all__ = [
 ASSUMED_BANDWIDTH = "100Mbit"
 ASSUMED_LATENCY = "0.3ms"
 
+# user@host or host, and a port; nothing that ssh could take for an option.
+SSH_LAUNCH = re.compile(
+    r"ssh:(?P<target>(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9._-]*)(?::(?P<port>\d+))?"
+)
 _LAUNCH = re.compile(r"local|manual|lab:[a-z0-9-]+/[a-z0-9-]+")
 _CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
@@ -78,8 +83,11 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         id: Unique in the cluster.
         profile: Path of a device profile, relative to the cluster file.
         kind: A kind of the catalogue.
-        launch: ``local``, ``lab:NAME/NODE``, or ``manual`` (you start the worker there); None: planned, never run.
-        address: Network address of the device, when its worker runs elsewhere.
+        launch: ``local``, ``ssh:USER@HOST`` (or ``ssh:HOST:PORT``), ``lab:NAME/NODE``, or ``manual`` (you start the
+            worker there); None: planned, never run.
+        address: Network address of the device, when its worker runs elsewhere; the host's own with ``ssh:``.
+        folder: Folder on an ``ssh:`` host for the run's files, from the home folder there.
+        python: Interpreter on an ``ssh:`` host that has greentrain installed.
         board: Devices with the same board share one meter; the machine's own identity when not given.
         meter: Meter of the worker.
         threads: Threads of the worker's mathematics.
@@ -93,6 +101,8 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kind: str | None = None
     launch: str | None = None
     address: str | None = None
+    folder: str = "greentrain-runs"
+    python: str = "python3"
     board: str | None = None
     meter: str = "auto"
     threads: int | None = None
@@ -109,9 +119,10 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         require(self.quota_percent is None or self.launch == "local", "quota_percent needs launch = 'local'")
         require(self.threads is None or self.threads >= 1, "threads must be at least 1")
         require(
-            self.launch is None or _LAUNCH.fullmatch(self.launch) is not None,
-            f"launch is {self.launch!r}, expected 'local', 'manual' or 'lab:NAME/NODE'",
+            self.launch is None or any(form.fullmatch(self.launch) for form in (_LAUNCH, SSH_LAUNCH)),
+            f"launch is {self.launch!r}, expected 'local', 'ssh:USER@HOST', 'manual' or 'lab:NAME/NODE'",
         )
+        require(bool(self.folder) and bool(self.python), "folder and python must not be empty")
         require(self.cpus is None or _CPUS.fullmatch(self.cpus) is not None, f"cpus is {self.cpus!r}, expected '0-1,3'")
 
     @property

@@ -80,6 +80,7 @@ def _launch(
     plan: Plan, problem: Problem, entries: Sequence[DeviceEntry], options: RunOptions, *, quiet: bool
 ) -> tuple[Path, Summary]:
     from greentrain.cli._progress import Watcher
+    from greentrain.cli._remote import fetch_runs, send_run_files
     from greentrain.runtime.launch import run_workers
 
     simulated = simulate(plan, problem)
@@ -88,6 +89,7 @@ def _launch(
     try:
         _check_space(folder, plan)
         write_plan_files(folder, plan, problem.cluster, simulated, options.plan_path)
+        send_run_files(entries, folder, options, problem.model.workload)
         commands = _commands(plan, entries, folder, run, options)
     except BaseException:
         # Nothing has started: the name is free again.
@@ -99,6 +101,7 @@ def _launch(
     try:
         with watcher:
             run_workers(commands, watcher.report)
+        fetch_runs(entries, folder)
         return folder, read_json(folder / "summary.json", Summary, schema=SUMMARY_SCHEMA)
     except KeyboardInterrupt:
         status = "interrupted"
@@ -107,6 +110,8 @@ def _launch(
         error.hint = f"{error.hint or ''} Kept: {folder} ({watcher.steps_done} rounds).".strip()
         raise
     finally:
+        if not (folder / "summary.json").exists():
+            fetch_runs(entries, folder, failed=True)
         save_cut_run(folder, run, plan, problem.cluster, price, watcher.last, status, started_utc)
 
 
@@ -219,31 +224,51 @@ def _claim_folder(run: str | None, model: str) -> tuple[str, Path]:
 def _commands(
     plan: Plan, entries: Sequence[DeviceEntry], folder: Path, run: str, options: RunOptions
 ) -> list[WorkerCommand]:
+    from greentrain.cli._remote import REMOTE_CLUSTER, REMOTE_PROFILES
     from greentrain.runtime.launch import WorkerCommand
     from greentrain.runtime.network import free_port
+    from greentrain.runtime.remote import host_of, remote_argv
 
-    first = entries[0]
-    host = first.address or "127.0.0.1"
-    port = free_port()
+    coordinator = f"{_coordinator_address(entries)}:{free_port()}"
     commands: list[WorkerCommand] = []
     for entry in entries:
-        argv = [
-            sys.executable, "-m", "greentrain.cli", "train", str(folder / "plan.json"), "--as", entry.id,
-            "--coordinator", f"{host}:{port}", "--run", run, "--cluster", str(options.cluster_path),
-            "--profiles", str(options.profiles), "--seed", str(options.seed),
+        host = host_of(entry)
+        cluster, profiles = (
+            (str(options.cluster_path), str(options.profiles)) if host is None else (REMOTE_CLUSTER, REMOTE_PROFILES)
+        )
+        arguments = [
+            "train", str(folder / "plan.json"), "--as", entry.id, "--coordinator", coordinator, "--run", run,
+            "--cluster", cluster, "--profiles", profiles, "--seed", str(options.seed),
         ]  # fmt: skip
-        argv += ["--epochs", str(options.epochs)] if options.epochs is not None else []
-        argv += ["--rounds", str(options.rounds)] if options.rounds is not None else []
+        arguments += ["--epochs", str(options.epochs)] if options.epochs is not None else []
+        arguments += ["--rounds", str(options.rounds)] if options.rounds is not None else []
         env = {"GREENTRAIN_DEVICE_ID": entry.id}
         if entry.threads is not None:
             env["OMP_NUM_THREADS"] = str(entry.threads)
         if entry.launch == "local":
             # A node of a lab has sensors of its own.
-            argv += ["--sysroot", str(options.sysroot)]
-        argv, env = _placed(entry, argv, env)
+            arguments += ["--sysroot", str(options.sysroot)]
+        if host is not None:
+            argv, env = remote_argv(host, arguments, env), {}
+        else:
+            argv, env = _placed(entry, [sys.executable, "-m", "greentrain.cli", *arguments], env)
         log = folder / "logs" / f"{entry.id}.log"
         commands.append(WorkerCommand(device=entry.id, argv=argv, env=env, log=log))
     return commands
+
+
+def _coordinator_address(entries: Sequence[DeviceEntry]) -> str:
+    """Where the other workers reach the first one."""
+    from greentrain.runtime.network import address_towards
+    from greentrain.runtime.remote import host_of
+
+    hosts = [host_of(entry) for entry in entries]
+    if entries[0].address is not None:
+        return entries[0].address
+    if hosts[0] is not None:
+        return hosts[0].address
+    elsewhere = next((host.address for host in hosts if host is not None), None)
+    return "127.0.0.1" if elsewhere is None else address_towards(elsewhere)
 
 
 def _placed(entry: DeviceEntry, argv: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:

@@ -31,10 +31,10 @@ _HEADER = """\
 # The devices that may train together. Written by: greentrain cluster init
 #
 # profile = made by greentrain measure on the device    kind = figures of the catalogue (modelled)
-# launch  = how greentrain train starts the device: "local", "lab:NAME/NODE" or "manual";
-#           without it the device is planned with, but never run
-# More fields of a device: address, board, meter, threads, cpus, quota_percent,
-# memory. One link of its own: [[links]] with src, dst, bandwidth, latency.
+# launch  = how greentrain train starts the device: "local", "ssh:USER@HOST", "lab:NAME/NODE" or
+#           "manual"; without it the device is planned with, but never run
+# More fields of a device: address, board, meter, threads, cpus, quota_percent, memory;
+# of an ssh host: folder, python. One link of its own: [[links]] with src, dst, bandwidth, latency.
 """
 # Not known: the field is left out of the file.
 _UNKNOWN_ENERGY: str = LinkEntry(bandwidth="1bit").tx_energy

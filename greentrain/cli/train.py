@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,19 +29,26 @@ __all__ = ["command"]
 @click.option("--seed", type=int, default=0, show_default=True, help="Weights and order of the samples.")
 @click.option("--as", "device", metavar="DEVICE", help="Be this device's worker; start one on every device.")
 @click.option("--coordinator", metavar="HOST:PORT", help="Address of the plan's first device, with --as.")
+@click.option(
+    "--from-environment",
+    is_flag=True,
+    help="Be the worker that torchrun's, Slurm's or Kubernetes' variables say (RANK, SLURM_PROCID, …).",
+)
 @json_option
 @sysroot_option
 def command(
     plan_path: Path, run: str | None, cluster_path: Path, profiles: Path, epochs: int | None, rounds: int | None,
-    seed: int, device: str | None, coordinator: str | None, as_json: bool, sysroot: Path,
+    seed: int, device: str | None, coordinator: str | None, from_environment: bool, as_json: bool, sysroot: Path,
 ) -> None:  # fmt: skip
     """Run PLAN: ledger, summary and trained model under runs/NAME.
 
-    The devices that cluster.toml launches are started here. Where your boards share no launcher, run the
-    same command by hand on every board of the plan with --as DEVICE --coordinator HOST:PORT --run NAME.
+    The devices that cluster.toml launches (local, ssh:USER@HOST) are started here. Where your boards share no
+    launcher, run the same command by hand on every board of the plan with --as DEVICE --coordinator HOST:PORT
+    --run NAME; under torchrun, Slurm or Kubernetes with --from-environment --run NAME.
     """
     from greentrain.cli._run import RunOptions, launch_run
     from greentrain.cli._work import work
+    from greentrain.runtime.rank_environment import seat_from
 
     plan = load_plan(plan_path)
     options = RunOptions(
@@ -48,6 +57,11 @@ def command(
     )  # fmt: skip
     if (device is None) != (coordinator is None):
         raise click.UsageError("--as and --coordinator go together.")
+    if from_environment:
+        if device is not None:
+            raise click.UsageError("--from-environment says what --as and --coordinator say; give one of both.")
+        seat = seat_from(os.environ, plan.devices, hostname=socket.gethostname())
+        device, coordinator = seat.device, f"{seat.host}:{seat.port}"
     if device is not None and coordinator is not None:
         done = work(plan, options, device=device, coordinator=coordinator, quiet=as_json)
     else:
