@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from greentrain.actions import Action
 from greentrain.plan import Plan, row_ranges
 from greentrain.reading import Clock
+from greentrain.runtime.clipping import clip, global_norm
 from greentrain.runtime.gradient_sum import GradientSum
 from greentrain.runtime.group import RunGroup
 from greentrain.runtime.transfers import Transfers
@@ -97,12 +99,15 @@ class Executor:
         """Whether this stage computes the loss."""
         return self._stage == len(self.plan.stages) - 1
 
-    def run_round(self, rows: Rows, *, update: bool = True) -> tuple[float, list[TimedAction]]:
+    def run_round(
+        self, rows: Rows, *, update: bool = True, learning_rate: float | None = None
+    ) -> tuple[float, list[TimedAction]]:
         """Execute one round.
 
         Args:
             rows: This device's rows of the round.
             update: Step the optimizer; tests compare gradients only.
+            learning_rate: Step size of the round; None: as it was.
 
         Returns:
             This device's part of the round's mean loss (0 except on the last stage), and what was done when.
@@ -113,8 +118,13 @@ class Executor:
         """
         self._round = _Round(self._transfers())
         self._clear_gradients()
+        if learning_rate is not None:
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = learning_rate
         timed: list[TimedAction] = []
         for action in self.actions:
+            if action.kind == "U" and self.workload.clip_norm is not None:
+                timed += self._clip(action, self.workload.clip_norm)
             start_s = self.clock()
             self._execute(action, rows, update=update)
             timed.append(TimedAction(action, start_s, self.clock() - start_s))
@@ -149,6 +159,21 @@ class Executor:
             assert self.group is not None
             with self.group.talking():
                 self._communicate(action)
+
+    def _clip(self, update: Action, clip_norm: float) -> list[TimedAction]:
+        """Clip by the whole model's gradient; the wait for the other devices is a sum of its own, no computing."""
+        start_s = self.clock()
+        # Every device of a group holds the same weights and, by now, the same gradients.
+        stage = self.plan.stages[self._stage]
+        owned = self._parameters if stage.devices[0] == self.device else []
+        if self.group is None:
+            clip(self._parameters, clip_norm, global_norm(owned, alone=True))
+            return []
+        with self.group.talking():
+            norm = global_norm(owned, alone=False)
+        clip(self._parameters, clip_norm, norm)
+        action = msgspec.structs.replace(update, kind="AR", bytes=norm.nbytes)
+        return [TimedAction(action, start_s, self.clock() - start_s)]
 
     def _communicate(self, action: Action) -> None:
         assert self.group is not None

@@ -27,7 +27,7 @@ from greentrain.runtime.group import Hello, RunGroup, join, plain
 from greentrain.runtime.launch import check_runnable
 from greentrain.runtime.messages import Progress, RankResult, rank_ledger_path
 from greentrain.training_data import TrainingData
-from greentrain.workloads.workload import Tensors, Workload, block_outputs, structure_sha256
+from greentrain.workloads.workload import Tensors, Workload, block_outputs, learning_rate_at, structure_sha256
 
 __all__ = ["Job", "Trained", "TrainedModel", "train"]
 
@@ -269,7 +269,8 @@ class _Trainer:
                 if number == 0:
                     order = np.random.default_rng((job.seed, epoch)).permutation(len(job.data.train_targets))
                 chosen = order[number * job.plan.batch : (number + 1) * job.plan.batch]
-                loss, timed = self.executor.run_round(_RoundRows(job, chosen))
+                rate = learning_rate_at(job.workload, step, self.rounds_n)
+                loss, timed = self.executor.run_round(_RoundRows(job, chosen), learning_rate=rate)
                 if not math.isfinite(loss):
                     raise RunError(
                         f"{job.device}: the loss is {loss} after round {step + 1}, expected a finite number.",

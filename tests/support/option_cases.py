@@ -1,0 +1,95 @@
+"""What a run may be told beside its plan, on small splits, and a process that trains one device's part of each.
+
+Run as a program: ``python option_cases.py DEVICE PORT FOLDER``; each case's weights go to FOLDER.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from split_cases import SliceRows, make_plan, toy
+
+from greentrain.actions import lower
+from greentrain.runtime import gradient_sum
+from greentrain.runtime.executor import Executor
+from greentrain.runtime.group import Hello, join
+from greentrain.workloads.workload import Workload, learning_rate_at
+
+ROUNDS_N = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A split of ``split_cases`` and how it is trained.
+
+    Attributes:
+        split: Name of the split.
+        clip_norm: As in a workload.
+        optimizer: As in a workload.
+    """
+
+    split: str
+    clip_norm: float | None = None
+    optimizer: str = "adam"
+
+    def workload(self) -> Workload:
+        """The toy, told so; its step size falls along a line."""
+        return dataclasses.replace(
+            toy(torch.float64), clip_norm=self.clip_norm, optimizer=self.optimizer, schedule="linear"
+        )
+
+
+CASES = {
+    "clip-single": Case(split="single", clip_norm=0.1),
+    "clip-data": Case(split="data-uneven", clip_norm=0.1, optimizer="momentum"),
+    "clip-pipeline": Case(split="pipeline-4", clip_norm=0.1),
+    "clip-hybrid": Case(split="group-to-group", clip_norm=0.1, optimizer="sgd"),
+    "long-clip": Case(split="group-middle", clip_norm=1e3),
+}
+
+
+def train_case(case: Case, device: str, port: int, where: Path) -> None:
+    """Train this device's part of a case and save its weights by block and parameter."""
+    from safetensors.torch import save_file
+
+    workload = case.workload()
+    plan, outputs_L = make_plan(case.split, workload)
+    if device not in plan.devices:
+        return
+    index = next(number for number, stage in enumerate(plan.stages) if device in stage.devices)
+    stage = plan.stages[index]
+    hello = Hello(
+        device=device, plan_sha256="x", structure_sha256=plan.structure_sha256, data="toy", torch="", board=device
+    )
+    group = join(plan, hello, host="127.0.0.1", port=port, join_timeout_s=30, message_timeout_s=20)
+    try:
+        executor = Executor(
+            plan=plan, device=device, actions=lower(plan)[device],
+            blocks=workload.build(0)[stage.start : stage.stop], workload=workload,
+            incoming=outputs_L[stage.start - 1] if index else (), outgoing=outputs_L[stage.stop - 1], group=group,
+        )  # fmt: skip
+        rows = SliceRows(plan, device, torch.float64)
+        for step in range(ROUNDS_N):
+            executor.run_round(rows, learning_rate=learning_rate_at(workload, step, ROUNDS_N))
+        save_file(
+            {
+                f"{stage.start + number}.{key}": parameter.detach()
+                for number, block in enumerate(executor.blocks)
+                for key, parameter in block.named_parameters()
+            },
+            where,
+        )
+    finally:
+        group.close()
+
+
+if __name__ == "__main__":
+    own, first_port, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    gradient_sum.BUCKET_BYTES = 256  # So that even the toy has several buckets.
+    for number, (name, chosen) in enumerate(CASES.items()):
+        train_case(chosen, own, int(first_port) + number, Path(folder) / f"{name}.{own}.safetensors")
