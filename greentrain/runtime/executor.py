@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,6 +58,8 @@ class Executor:
         outgoing: Tensors that leave the stage towards the next; not asked for on the last stage.
         group: The joined ranks; None when the plan has one device.
         clock: Monotonic clock.
+        commit: Called with this device's part of the round's loss right before the optimizer's step; what it raises
+            leaves parameters and optimizer as they were.
     """
 
     plan: Plan
@@ -69,6 +71,7 @@ class Executor:
     outgoing: tuple[TensorSpec, ...]
     group: RunGroup | None
     clock: Clock = time.monotonic
+    commit: Callable[[float], None] | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     _parameters: list[nn.Parameter] = field(init=False)
     _sum: GradientSum | None = field(init=False)
@@ -154,6 +157,8 @@ class Executor:
             self._backward(micro)
         elif kind == "U":
             if update:
+                if self.commit is not None:
+                    self.commit(self._round.loss)
                 self.optimizer.step()
         else:
             assert self.group is not None
