@@ -1,8 +1,9 @@
-"""Predicted beside measured on an emulated cluster, for the planner's plans and the baselines.
+"""Predicted beside measured on emulated clusters, for the planner's plans and the baselines.
 
-Run as root: ``python -m greentrain_harness.bench.lab [--rounds 40] [--quotas 60,40,25,15]``. It sets up a lab
-of its own, measures every node, plans with several planners, trains each plan for the same number of
-rounds, prints a table and takes the lab down. Joules are modelled from the nodes' real CPU time.
+Run as root: ``python -m greentrain_harness.bench.lab [--models digits-cnn] [--quotas 60,40,25,15] [--bandwidths
+100Mbit] [--plans …] [--rounds 40] [-o table.csv]``. For every cluster it sets up a lab of its own, measures every node,
+plans each model with several planners, trains each plan for the same number of rounds, and takes the lab down. Rows
+that the CSV file holds already are not run again. Joules are modelled from the nodes' real CPU time.
 """
 
 from __future__ import annotations
@@ -13,126 +14,140 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from greentrain.errors import GreentrainError, RunError
 from greentrain.files import read_json
 from greentrain.summary import SUMMARY_SCHEMA, Summary
+from greentrain_harness.bench._lab_table import Row, agreement_table, plans_table, ratios_table, read_rows, write_rows
 
 __all__ = ["main"]
 
-_ABOUT = "Predicted beside measured on an emulated cluster, for the planner's plans and the baselines."
+_ABOUT = "Predicted beside measured on emulated clusters, for the planner's plans and the baselines."
 
 # Name of a row -> options of greentrain schedule.
 _PLANS: dict[str, tuple[str, ...]] = {
     "energy-optimal": ("--objective", "energy"),
     "edp-optimal": ("--objective", "edp"),
     "time-optimal": ("--objective", "time"),
-    "pipeline baseline": ("--planner", "pipeline"),
-    "data, proportional": ("--planner", "data"),
-    "data, equal (as DDP)": ("--planner", "data-equal"),
+    "asteroid": ("--planner", "asteroid"),
+    "dapple": ("--planner", "dapple"),
+    "pipeline": ("--planner", "pipeline"),
+    "tensor-sequence": ("--planner", "tensor-sequence"),
+    "tensor": ("--planner", "tensor"),
+    "sequence": ("--planner", "sequence"),
+    "data": ("--planner", "data"),
+    "data-equal": ("--planner", "data-equal"),
 }
+_COMMAND = [sys.executable, "-m", "greentrain.cli"]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One plan of the table; seconds and joules predicted and measured."""
+class Case(NamedTuple):
+    """A cluster of the sweep."""
 
-    plan: str
-    parallelism: str
-    devices: str
-    predicted_step_s: float
-    measured_step_s: float
-    predicted_j: float
-    measured_j: float
-    samples_per_s: float
-
-    @property
-    def step_error(self) -> float:
-        """Predicted over measured round time, less one."""
-        return self.predicted_step_s / self.measured_step_s - 1
-
-    @property
-    def energy_error(self) -> float:
-        """Predicted over measured joules per sample, less one."""
-        return self.predicted_j / self.measured_j - 1
+    quotas: str
+    bandwidth: str
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m greentrain_harness.bench.lab", description=_ABOUT)
-    parser.add_argument("--rounds", type=int, default=40, help="rounds per plan")
-    parser.add_argument("--quotas", default="60,40,25,15", help="CPU quota of each node, percent of a core")
-    parser.add_argument("--bandwidth", default="100Mbit")
-    parser.add_argument("--model", default="digits-cnn")
-    options = parser.parse_args(argv)
-    name = f"bench{os.getpid()}"
-    with tempfile.TemporaryDirectory(prefix="greentrain-bench-") as text:
-        folder = Path(text)
-        try:
-            _greentrain(
-                folder, "lab", "up", "--name", name, "--quotas", options.quotas, "--bandwidth", options.bandwidth
-            )
-            rows = _measure_plans(folder, name, options.model, options.rounds)
-        except GreentrainError as error:
-            sys.stderr.write(f"Error: {error}\n")
-            return error.exit_code
-        finally:
-            subprocess.run([*_COMMAND, "lab", "down", "--name", name], cwd=folder, capture_output=True, check=False)
-    sys.stdout.write(table(rows))
+    options = _parser().parse_args(argv)
+    rows = read_rows(options.output) if options.output is not None else []
+    try:
+        for quotas in options.quotas:
+            # Nodes of the same quotas are measured once: a slower link changes no layer.
+            with tempfile.TemporaryDirectory(prefix="greentrain-bench-") as folder:
+                for bandwidth in options.bandwidths.split(","):
+                    _run_case(Path(folder), Case(quotas, bandwidth), options, rows)
+    except GreentrainError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return error.exit_code
+    finally:
+        if rows:
+            sys.stdout.write("\n".join((plans_table(rows), agreement_table(rows), ratios_table(rows))))
     return 0
 
 
-_COMMAND = [sys.executable, "-m", "greentrain.cli"]
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m greentrain_harness.bench.lab", description=_ABOUT)
+    parser.add_argument("--rounds", type=int, default=40, help="rounds per plan")
+    parser.add_argument("--quotas", nargs="+", default=["60,40,25,15"], help="clusters: percent of a core by node, comma")
+    parser.add_argument("--bandwidths", default="100Mbit", help="links of each cluster, comma")
+    parser.add_argument("--models", default="digits-cnn", help="workloads, comma")
+    parser.add_argument("--plans", default="", help=f"of {', '.join(_PLANS)}; comma; default: what fits the model")
+    parser.add_argument("--micro-batch", help="only plans of this micro-batch")
+    parser.add_argument("-o", dest="output", type=Path, help="CSV file of the rows; rows in it are not run again")
+    return parser
 
 
-def _measure_plans(folder: Path, name: str, model: str, rounds: int) -> list[Row]:
-    measure = ["greentrain", "measure", "--device", "jetson", "--model", model]
-    _greentrain(folder, "lab", "exec", "--name", name, "--all", "--", *measure)
-    _greentrain(folder, "cluster", "init", "--lab", name, "--force")
-    rows: list[Row] = []
-    for number, (title, choice) in enumerate(_PLANS.items()):
-        sys.stderr.write(f"{title} …\n")
-        _greentrain(folder, "schedule", *choice, "--model", model, "-o", "plan.json")
-        _greentrain(folder, "train", "plan.json", "--run", f"run{number}", "--rounds", str(rounds))
-        summary = read_json(folder / "runs" / f"run{number}" / "summary.json", Summary, schema=SUMMARY_SCHEMA)
-        rows.append(_row(title, summary))
-    return rows
+def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[Row]) -> None:
+    wanted = [
+        (model, plan)
+        for model in options.models.split(",")
+        for plan in (options.plans.split(",") if options.plans else _PLANS)
+        if not any((row.model, row.plan, row.quotas, row.bandwidth) == (model, plan, *case) for row in rows)
+    ]
+    if not wanted:
+        return
+    name = f"bench{os.getpid()}"
+    try:
+        _greentrain(folder, "lab", "up", "--name", name, "--quotas", case.quotas, "--bandwidth", case.bandwidth)
+        for model in dict.fromkeys(model for model, _ in wanted):
+            _measure(folder, name, model)
+        _greentrain(folder, "cluster", "init", "--lab", name, "--force")
+        for number, (model, plan) in enumerate(wanted):
+            row = _row(folder, case, model, plan, f"{case.bandwidth}-{number}", options)
+            if row is not None:
+                rows.append(row)
+                if options.output is not None:
+                    write_rows(options.output, rows)
+    finally:
+        subprocess.run([*_COMMAND, "lab", "down", "--name", name], cwd=folder, capture_output=True, check=False)
 
 
-def _row(title: str, summary: Summary) -> Row:
+def _measure(folder: Path, lab: str, model: str) -> None:
+    measured = folder / f"{model}.measured"
+    if not measured.exists():
+        measure = ["greentrain", "measure", "--device", "jetson", "--model", model]
+        _greentrain(folder, "lab", "exec", "--name", lab, "--all", "--", *measure)
+        measured.touch()
+
+
+def _row(folder: Path, case: Case, model: str, plan: str, run: str, options: argparse.Namespace) -> Row | None:
+    """One plan, run; None where the planner has none for this model."""
+    sys.stderr.write(f"{model}, {case.quotas} %, {case.bandwidth}: {plan} …\n")
+    choice = [*_PLANS[plan], *(["--micro-batch", options.micro_batch] if options.micro_batch else [])]
+    try:
+        _greentrain(folder, "schedule", *choice, "--model", model, "--no-explain", "-o", "plan.json")
+    except RunError as error:
+        sys.stderr.write(f"  left out: {error.message}\n")
+        return None
+    _greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(options.rounds))
+    summary = read_json(folder / "runs" / run / "summary.json", Summary, schema=SUMMARY_SCHEMA)
     predicted, measured = summary.predicted, summary.measured
-    seconds = summary.duration_s / summary.rounds
     if predicted.step_s is None or predicted.joules_per_sample is None or measured.joules_per_sample is None:
         raise RunError(f"{summary.run}: the summary lacks a figure.", hint="Run the benchmark again.")
     return Row(
-        plan=title,
+        model=model,
+        quotas=case.quotas,
+        bandwidth=case.bandwidth,
+        plan=plan,
         parallelism=summary.parallelism,
-        devices=", ".join(summary.devices),
+        devices=" ".join(summary.devices),
         predicted_step_s=predicted.step_s,
-        measured_step_s=seconds,
-        predicted_j=predicted.joules_per_sample,
-        measured_j=measured.joules_per_sample,
+        measured_step_s=summary.duration_s / summary.rounds,
+        predicted_j_per_sample=predicted.joules_per_sample,
+        measured_j_per_sample=measured.joules_per_sample,
         samples_per_s=summary.samples / summary.duration_s,
+        memory_error=_memory_error(summary),
     )
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as text, the last one being the yardstick of the last two columns."""
-    lines = [
-        f"{'plan':21} {'parallelism':11} {'round s: pred':>13} {'meas':>7} {'diff':>6} "
-        f"{'J/sample: pred':>14} {'meas':>7} {'diff':>6} {'samples/s':>9} {'× speed':>7} {'× energy':>8}  devices"
-    ]
-    yardstick = rows[-1]
-    lines += [
-        f"{row.plan:21} {row.parallelism:11} {row.predicted_step_s:>13.3f} {row.measured_step_s:>7.3f} "
-        f"{row.step_error:>+6.0%} {row.predicted_j:>14.4f} {row.measured_j:>7.4f} {row.energy_error:>+6.0%} "
-        f"{row.samples_per_s:>9.1f} {row.samples_per_s / yardstick.samples_per_s:>7.2f} "
-        f"{row.measured_j / yardstick.measured_j:>8.2f}  {row.devices}"
-        for row in rows
-    ]
-    lines.append(f"(× speed and × energy against {yardstick.plan}; joules source=modelled from real CPU time)")
-    return "\n".join(lines) + "\n"
+def _memory_error(summary: Summary) -> float | None:
+    """Predicted over measured peak memory, less one, of the device where they differ most; None: not measured."""
+    both = [(size, summary.measured.peak_bytes.get(device)) for device, size in summary.predicted.peak_bytes.items()]
+    errors = [predicted / measured - 1 for predicted, measured in both if measured]
+    return max(errors, key=abs, default=None)
 
 
 def _greentrain(folder: Path, *arguments: str) -> None:

@@ -1,0 +1,130 @@
+"""Rows of the lab's benchmark: their file, and the tables made of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from greentrain.errors import UsageError
+from greentrain.files import read_csv, write_csv
+
+__all__ = ["Row", "agreement_table", "plans_table", "ratios_table", "read_rows", "write_rows"]
+
+# What the planner's fastest plan is held against.
+_RIVALS = ("dapple", "asteroid", "pipeline", "tensor", "tensor-sequence", "data", "data-equal")
+_OWN = "time-optimal"
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One plan of one model on one cluster, predicted and measured; joules are modelled from real CPU time."""
+
+    model: str
+    quotas: str
+    bandwidth: str
+    plan: str
+    parallelism: str
+    devices: str
+    predicted_step_s: float
+    measured_step_s: float
+    predicted_j_per_sample: float
+    measured_j_per_sample: float
+    samples_per_s: float
+    memory_error: float | None
+
+    @property
+    def step_error(self) -> float:
+        """Predicted over measured round time, less one."""
+        return self.predicted_step_s / self.measured_step_s - 1
+
+    @property
+    def energy_error(self) -> float:
+        """Predicted over measured joules per sample, less one."""
+        return self.predicted_j_per_sample / self.measured_j_per_sample - 1
+
+    @property
+    def case(self) -> tuple[str, str, str]:
+        """Model and cluster."""
+        return (self.model, self.quotas, self.bandwidth)
+
+
+_COLUMNS = Row.__struct_fields__
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows as CSV; nothing is written by halves."""
+    cells = ([getattr(row, name) for name in _COLUMNS] for row in rows)
+    write_csv(path, _COLUMNS, (["" if cell is None else cell for cell in row] for row in cells))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of an earlier run; none when there is no file.
+
+    Raises:
+        UsageError: The file is no table of this benchmark.
+    """
+    if not path.exists():
+        return []
+    columns, lines = read_csv(path)
+    try:
+        return [
+            msgspec.convert(
+                {name: cell or None for name, cell in zip(columns, line, strict=True)}, type=Row, strict=False
+            )
+            for line in lines
+        ]
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError(f"{path}: no table of this benchmark ({error}).", hint="Give another file as -o.") from error
+
+
+def plans_table(rows: Sequence[Row]) -> str:
+    """Every plan, predicted beside measured."""
+    lines = [
+        f"{'model':16} {'quotas %':16} {'link':>8} {'plan':15} {'parallelism':15} {'round s: pred':>13} {'meas':>8} "
+        f"{'diff':>5} {'J/sample: pred':>14} {'meas':>8} {'diff':>5} {'samples/s':>9} {'memory':>6}  devices"
+    ]
+    lines += [
+        f"{row.model:16} {row.quotas:16} {row.bandwidth:>8} {row.plan:15} {row.parallelism:15} "
+        f"{row.predicted_step_s:>13.3f} {row.measured_step_s:>8.3f} {row.step_error:>+5.0%} "
+        f"{row.predicted_j_per_sample:>14.4f} {row.measured_j_per_sample:>8.4f} {row.energy_error:>+5.0%} "
+        f"{row.samples_per_s:>9.1f} {_percent(row.memory_error):>6}  {row.devices}"
+        for row in rows
+    ]
+    return "\n".join([*lines, "(joules: source=modelled from real CPU time)", ""])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.0%}"
+
+
+def agreement_table(rows: Sequence[Row]) -> str:
+    """How far predictions lie from what was measured: median and worst over the plans."""
+    lines = [f"{'predicted against measured':28} {'plans':>5} {'median':>7} {'worst':>7}"]
+    memory = [row.memory_error for row in rows if row.memory_error is not None]
+    for title, errors in (
+        ("round time", [row.step_error for row in rows]),
+        ("J/sample", [row.energy_error for row in rows]),
+        ("peak memory, worst device", memory),
+    ):
+        if errors:
+            middle = statistics.median(abs(error) for error in errors)
+            lines.append(f"{title:28} {len(errors):>5} {middle:>7.1%} {max(errors, key=abs):>+7.1%}")
+    return "\n".join([*lines, ""])
+
+
+def ratios_table(rows: Sequence[Row]) -> str:
+    """Measured samples per second of the time-optimal plan over each baseline's, by case."""
+    own = {row.case: row for row in rows if row.plan == _OWN}
+    rivals = [name for name in _RIVALS if any(row.plan == name for row in rows)]
+    if not own or not rivals:
+        return ""
+    lines = [f"{'time-optimal × speed of':42} " + " ".join(f"{name:>15}" for name in rivals)]
+    for case, first in own.items():
+        cells: list[str] = []
+        for name in rivals:
+            rival = next((row for row in rows if row.case == case and row.plan == name), None)
+            cells.append("-" if rival is None else f"{first.samples_per_s / rival.samples_per_s:.2f}")
+        lines.append(f"{' '.join(case):42} " + " ".join(f"{cell:>15}" for cell in cells))
+    return "\n".join([*lines, ""])
