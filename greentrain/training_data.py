@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["TrainingData"]
+__all__ = ["IGNORED", "TrainingData"]
+
+# Target where nothing is asked: padding of a text. torch's losses skip it by default.
+IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,8 @@ class TrainingData:
         name: Name of the data set.
         source: Where it comes from, with licence.
         train_inputs: Input arrays of the model, each of shape (samples, ...).
-        train_targets: Class of each sample, shape (samples,), int64.
+        train_targets: Class of each sample, shape (samples,), or of each of its tokens, shape (samples, tokens), int64;
+            ``IGNORED`` where nothing is asked.
         test_inputs: The same for held-out samples.
         test_targets: The same for held-out samples.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["load_workload", "workload_names"]
 
 # The nouns themselves; files with an underscore are shared parts.
-_NOT_WORKLOADS = frozenset({"parts", "workload"})
+_NOT_WORKLOADS = frozenset({"families", "losses", "parts", "workload"})
 
 _BRING_YOUR_OWN = """\
 Or bring your own as --model path/to/my_net.py:workload, with in that file:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from greentrain.workloads.digits_cnn import digits_loss, example
+from greentrain.workloads.parts import AttentionParts, FeedForwardParts, LayerParts, Matrix
 from greentrain.workloads.workload import Workload, build_seeded
 
 __all__ = ["WORKLOAD", "build", "example"]
@@ -55,6 +56,37 @@ class Encoder(nn.Module):
         mixed = functional.scaled_dot_product_attention(query, key, value)
         tokens = tokens + self.attended(mixed.transpose(1, 2).flatten(2))
         return tokens + self.narrow(functional.gelu(self.widen(self.feed_norm(tokens))))
+
+    def parts(self) -> LayerParts:
+        """Names of the parts, for sharing out heads and columns."""
+        query, key, value = (
+            Matrix(
+                weight="projections.weight",
+                bias="projections.bias",
+                start=index * WIDTH,
+                stop=(index + 1) * WIDTH,
+            )
+            for index in range(3)
+        )
+        return LayerParts(
+            attention=AttentionParts(
+                norm="attention_norm",
+                query=query,
+                key=key,
+                value=value,
+                out=Matrix(weight="attended.weight", bias="attended.bias"),
+                heads=HEADS_N,
+                key_value_heads=HEADS_N,
+            ),
+            feed_forward=FeedForwardParts(
+                norm="feed_norm",
+                widen=Matrix(weight="widen.weight", bias="widen.bias"),
+                narrow=Matrix(weight="narrow.weight", bias="narrow.bias"),
+                columns=4 * WIDTH,
+                activation=functional.gelu,
+            ),
+            norm_first=True,
+        )
 
 
 class Head(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from greentrain.plugins import package_folder
+from greentrain.workloads.parts import AttentionParts, FeedForwardParts, LayerParts, Matrix
 from greentrain.workloads.workload import Tensors, Workload, build_seeded
 
 __all__ = ["WORKLOAD", "build", "example", "weights_file"]
@@ -69,6 +70,29 @@ class EncoderLayer(nn.Module):
         mixed = functional.scaled_dot_product_attention(*heads, attn_mask=seen)
         hidden = self.attended_norm(hidden + self.attended(mixed.transpose(1, 2).flatten(2)))
         return self.norm(hidden + self.narrow(functional.gelu(self.widen(hidden)))), mask
+
+    def parts(self) -> LayerParts:
+        """Names of the parts, for sharing out heads and columns."""
+        query, key, value, attended, widen, narrow = (
+            Matrix(weight=f"{name}.weight", bias=f"{name}.bias")
+            for name in ("query", "key", "value", "attended", "widen", "narrow")
+        )
+        return LayerParts(
+            attention=AttentionParts(
+                norm="attended_norm",
+                query=query,
+                key=key,
+                value=value,
+                out=attended,
+                heads=HEADS_N,
+                key_value_heads=HEADS_N,
+            ),
+            feed_forward=FeedForwardParts(
+                norm="norm", widen=widen, narrow=narrow, columns=MIDDLE, activation=functional.gelu
+            ),
+            norm_first=False,
+            mask=1,
+        )
 
 
 def _split_heads(projected: Tensor) -> Tensor:

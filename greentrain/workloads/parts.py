@@ -52,7 +52,7 @@ class AttentionParts:
         causal: Whether a token sees only itself and those before it.
         scale: Factor of the scores; None: one over the root of the head width.
         rotate: Turns (n, heads, tokens, head width) by the tokens' places (tokens,); None without rotary places.
-        bias_table: Name of an embedding (buckets, heads) added to the scores; None without one.
+        bias_table: Name of a parameter (buckets, heads) added to the scores; None without one.
         buckets: Relative places (query tokens, key tokens) of that table from both places; None without one.
     """
 
