@@ -7,7 +7,7 @@ import msgspec
 from greentrain._checks import require_non_negative
 from greentrain.power import Source
 
-__all__ = ["SUMMARY_SCHEMA", "Outcome", "Summary"]
+__all__ = ["SUMMARY_SCHEMA", "Outcome", "Recovery", "Summary"]
 
 SUMMARY_SCHEMA = "greentrain.summary/1"
 
@@ -33,6 +33,31 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     energy_j: dict[str, dict[str, float]]
     peak_bytes: dict[str, int]
     source: str
+
+
+class Recovery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A change of the devices while a run went on.
+
+    Attributes:
+        round: The round that was interrupted.
+        lost: Devices that were lost.
+        joined: Devices that came (back).
+        detected_s: Seconds from the last sign of life of the lost device until its loss was known; None for a join.
+        repaired_s: Seconds from then until training went on.
+        redone_rounds: Completed rounds that were rolled back and done again.
+        moved_bytes: Weights and optimizer state that travelled.
+        energy_j: Joules of all devices in the interrupted round, the repair and the rounds that were undone; None
+            when not measured.
+    """
+
+    round: int
+    lost: tuple[str, ...]
+    joined: tuple[str, ...]
+    detected_s: float | None
+    repaired_s: float | None
+    redone_rounds: int
+    moved_bytes: int
+    energy_j: float | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +94,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         host: The machine that launched the run.
         versions: Package versions.
         started_utc: Start of the run.
+        recoveries: Devices that were lost or joined, in order.
     """
 
     run: str
@@ -100,6 +126,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     versions: dict[str, str]
     started_utc: str
     metered_rounds: int | None = None
+    recoveries: tuple[Recovery, ...] = ()
 
     def __post_init__(self) -> None:
         require_non_negative(duration_s=self.duration_s, energy_j=self.energy_j, samples=self.samples)

@@ -12,6 +12,7 @@ import contextlib
 import selectors
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,12 +23,14 @@ from typing import Literal, NamedTuple
 from greentrain.errors import RunError
 from greentrain.reading import Clock
 
-__all__ = ["BEAT_S", "LOOK_S", "SILENT_S", "Address", "Control", "Fate", "Loss", "ask"]
+__all__ = ["BEAT_S", "LOOK_S", "PRIORITY", "SILENT_S", "Address", "Control", "Fate", "Loss", "ask"]
 
 BEAT_S = 0.2
 # A peer that is silent for so long is looked at a second time; with that, a loss is known within 3 s.
 SILENT_S = 1.8
 LOOK_S = 0.8
+# Ahead of the tensors in this machine's queues; and a mark of what belongs to the control plane.
+PRIORITY = 6
 _SEND_S = 1.0
 _DIAL_S = 2.0
 _HEAD = struct.Struct("!cI")
@@ -160,7 +163,7 @@ class Control:
                 return
         while not self._closed.is_set():
             try:
-                found = socket.create_connection(address, timeout=_DIAL_S)
+                found = _dialled(address, _DIAL_S)
             except OSError:
                 if self._clock() >= deadline_s:
                     return
@@ -357,8 +360,7 @@ class Control:
 def ask(address: Address, payload: bytes, *, timeout_s: float) -> bytes | None:
     """Ask a control plane one question; None where none answers in time."""
     try:
-        with socket.create_connection(address, timeout=timeout_s) as connection:
-            connection.settimeout(timeout_s)
+        with _dialled(address, timeout_s) as connection:
             return _exchange(connection, b"Q", payload)
     except OSError:
         return None
@@ -367,13 +369,12 @@ def ask(address: Address, payload: bytes, *, timeout_s: float) -> bytes | None:
 def _look(address: Address) -> Fate | None:
     """How a peer is, seen from outside; None where it answers."""
     try:
-        connection = socket.create_connection(address, timeout=LOOK_S)
+        connection = _dialled(address, LOOK_S)
     except ConnectionRefusedError:
         return "dead"
     except OSError:
         return "unreachable"
     with connection:
-        connection.settimeout(LOOK_S)
         try:
             # Its machine closed the connection at once: the process is just ending.
             return "dead" if _exchange(connection, b"P", b"") is None else None
@@ -381,6 +382,23 @@ def _look(address: Address) -> Fate | None:
             return "dead"
         except OSError:
             return "frozen"
+
+
+def _dialled(address: Address, timeout_s: float) -> socket.socket:
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        _mark(connection)
+        connection.settimeout(timeout_s)
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _mark(connection: socket.socket) -> None:
+    if sys.platform == "linux":
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, PRIORITY)
 
 
 def _exchange(connection: socket.socket, kind: bytes, payload: bytes) -> bytes | None:
@@ -403,6 +421,8 @@ def _listen(port: int) -> socket.socket:
     for wanted in (port, 0):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
+            # What it accepts inherits this.
+            _mark(listener)
             listener.bind(("", wanted))
             listener.listen(128)
         except OSError as error:

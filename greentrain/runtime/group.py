@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import torch
@@ -17,11 +19,12 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 
 from greentrain.errors import RunError
 from greentrain.plan import Plan
+from greentrain.runtime.control import PRIORITY
 from greentrain.runtime.handshake import Hello, meet
 from greentrain.runtime.messages import PEERS_LOST
 from greentrain.runtime.network import address_towards, check_own_port, interface_of, wait_for_port
 
-__all__ = ["Hello", "PeersLostError", "RunGroup", "join", "plain"]
+__all__ = ["Hello", "Links", "PeersLostError", "RunGroup", "form", "join", "open_store", "plain"]
 
 _GATHER_TAG = 1 << 20
 # Small enough that on a slow link every rank has its turn well within the message timeout.
@@ -36,26 +39,31 @@ class PeersLostError(RunError):
 
 @dataclass
 class RunGroup:
-    """The joined ranks. Close it when the run ends.
+    """The joined ranks. Close it when the run ends, or when the members change.
 
     Attributes:
         rank: Rank of this process.
+        device: Its device.
         ranks: Device id to rank.
-        hellos: What every rank said, by rank.
+        boards: Device id to its board.
         stage_group: Group of this rank's stage, for the gradient sum; None when it is alone.
+        hellos: What every rank said at the start, by rank; empty when the members have changed since.
     """
 
     rank: int
+    device: str
     ranks: Mapping[str, int]
-    hellos: tuple[Hello, ...]
+    boards: Mapping[str, str]
     stage_group: dist.ProcessGroup | None
     _store: TCPStore
+    _links: Links
+    hellos: tuple[Hello, ...] = ()
 
     @property
     def leads_board(self) -> bool:
         """Whether this rank is the first of its board, the one whose meter counts."""
-        board = self.hellos[self.rank].board
-        return self.rank == min(rank for rank, hello in enumerate(self.hellos) if hello.board == board)
+        own = self.boards[self.device]
+        return self.rank == min(rank for device, rank in self.ranks.items() if self.boards[device] == own)
 
     @contextlib.contextmanager
     def talking(self) -> Generator[None, None, None]:
@@ -68,7 +76,7 @@ class RunGroup:
             yield
         except RuntimeError as error:
             raise PeersLostError(
-                f"{self.hellos[self.rank].device}: {PEERS_LOST} ({plain(error)}).",
+                f"{self.device}: {PEERS_LOST} ({plain(error)}).",
                 hint="What was written under the run's folder is kept; start the run again.",
             ) from error
 
@@ -99,7 +107,7 @@ class RunGroup:
             return []
 
     def _collect(self, own: bytes) -> list[bytes]:
-        sources = range(1, len(self.hellos))
+        sources = range(1, len(self.ranks))
         length = torch.tensor([0], dtype=torch.int64)
         whole: dict[int, torch.Tensor] = {}
         for source in sources:
@@ -111,10 +119,57 @@ class RunGroup:
                     dist.recv(buffer[start : start + _CHUNK_BYTES], src=source, tag=_GATHER_TAG + 1)
         return [own, *(whole[source].numpy().tobytes() for source in sources)]
 
+    def abort(self) -> None:
+        """End whatever this process waits for in gloo, at once. May be called from another thread, and again."""
+        self._links.cut()
+
     def close(self) -> None:
         """Leave the group; a second call does nothing."""
         if dist.is_initialized():
             dist.destroy_process_group()
+        self.stage_group = None
+
+
+class Links:
+    """The network connections that gloo and its store open from now on, until :meth:`seal`.
+
+    gloo waits for a message as long as its timeout says and cannot be asked to stop, but it gives up at once when the
+    connection ends. So what it has open is remembered, and shut from outside.
+    """
+
+    def __init__(self) -> None:
+        self._before = frozenset(_descriptors())
+        self._own: frozenset[str] | None = None
+
+    def seal(self) -> None:
+        """All are open: what is opened later belongs to others."""
+        self._own = frozenset(_descriptors()) - self._before
+
+    def cut(self) -> None:
+        """Shut all of them."""
+        for name, descriptor in _descriptors().items():
+            if name not in self._before and (self._own is None or name in self._own):
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+                    if _is_gloo(connection):
+                        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _descriptors() -> dict[str, int]:
+    """Name (with the inode number) to descriptor of all sockets of this process."""
+    found: dict[str, int] = {}
+    listed = Path("/proc/self/fd")
+    for descriptor in listed.iterdir() if listed.exists() else ():
+        with contextlib.suppress(OSError):
+            found[str(descriptor.readlink())] = int(descriptor.name)
+    return {name: descriptor for name, descriptor in found.items() if name.startswith("socket:")}
+
+
+def _is_gloo(connection: socket.socket) -> bool:
+    """Not a listener, on which gloo ends the process, and not of the control plane."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return not listens and connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) != PRIORITY
 
 
 def join(
@@ -155,26 +210,64 @@ def join(
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("TP_SOCKET_IFNAME", interface)
-    timeout = timedelta(seconds=message_timeout_s)
+    links = Links()
     try:
         store = _open_store(host, port, world, rank)
-        store.set_timeout(timeout)
+        store.set_timeout(timedelta(seconds=message_timeout_s))
         hellos = meet(store, hello, plan.devices, timeout_s=join_timeout_s, say=say)
-        dist.init_process_group(
-            "gloo",
-            store=PrefixStore("generation-0", store),
-            rank=rank,
-            world_size=world,
-            timeout=timeout,
-        )
-        stage_group = _stage_group(plan, rank, timeout)
+        group = form(plan, hello.device, store, links, boards={found.device: found.board for found in hellos},
+            generation=0, timeout_s=message_timeout_s,
+        )  # fmt: skip
     except RuntimeError as error:
         raise PeersLostError(
             f"{hello.device}: {PEERS_LOST} while all met at {host}:{port} ({plain(error)}).",
             hint="Check that every device of the plan runs its worker and reaches that address.",
         ) from error
-    ranks = {device: index for index, device in enumerate(plan.devices)}
-    return RunGroup(rank=rank, ranks=ranks, hellos=hellos, stage_group=stage_group, _store=store)
+    group.hellos = hellos
+    return group
+
+
+def form(
+    plan: Plan, device: str, store: TCPStore, links: Links, *, boards: Mapping[str, str], generation: int,
+    timeout_s: float,
+) -> RunGroup:  # fmt: skip
+    """Make the groups of a plan. Call once on every rank, with the leader's store.
+
+    Args:
+        plan: The plan; the position in ``plan.devices`` is the rank.
+        device: This device.
+        store: The leader's store.
+        links: Made before the store was opened.
+        boards: Device id to its board.
+        generation: How often the members have changed.
+        timeout_s: Longest wait for a message.
+
+    Raises:
+        RuntimeError: A peer is gone (from torch).
+    """
+    timeout = timedelta(seconds=timeout_s)
+    rank = plan.devices.index(device)
+    dist.init_process_group(
+        "gloo",
+        store=PrefixStore(f"generation-{generation}", store),
+        rank=rank,
+        world_size=len(plan.devices),
+        timeout=timeout,
+    )
+    stage_group = _stage_group(plan, rank, timeout)
+    links.seal()
+    ranks = {name: index for index, name in enumerate(plan.devices)}
+    return RunGroup(rank, device, ranks, boards, stage_group, store, links)
+
+
+def open_store(host: str, port: int, *, leads: bool, timeout_s: float) -> TCPStore:
+    """The leader's store of a new generation, on a port of its own; the leader opens it before it tells the others.
+
+    Raises:
+        RuntimeError: The leader is gone (from torch).
+    """
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, port, None, leads, timeout=timeout, wait_for_workers=False)
 
 
 def _open_store(host: str, port: int, world: int, rank: int) -> TCPStore:
