@@ -60,6 +60,7 @@ class Executor:
         clock: Monotonic clock.
         commit: Called with this device's part of the round's loss right before the optimizer's step; what it raises
             leaves parameters and optimizer as they were.
+        observe: Called with the micro-batch after each forward pass.
     """
 
     plan: Plan
@@ -72,6 +73,7 @@ class Executor:
     group: RunGroup | None
     clock: Clock = time.monotonic
     commit: Callable[[float], None] | None = None
+    observe: Callable[[int], None] | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     _parameters: list[nn.Parameter] = field(init=False)
     _sum: GradientSum | None = field(init=False)
@@ -208,6 +210,8 @@ class Executor:
             state.loss += float(loss.detach())
         else:
             state.outputs[micro] = outputs
+        if self.observe is not None:
+            self.observe(micro)
 
     def _taken(self, direction: str, micro: int) -> Tensors:
         assert self._round.transfers is not None

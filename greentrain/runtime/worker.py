@@ -22,6 +22,7 @@ from greentrain.parallel.rows import row_parts
 from greentrain.plan import Plan, row_ranges
 from greentrain.power import Source
 from greentrain.reading import EnergyRecorder
+from greentrain.runtime.course import Course
 from greentrain.runtime.executor import Executor, TimedAction
 from greentrain.runtime.group import Hello, RunGroup, join, plain
 from greentrain.runtime.launch import check_runnable
@@ -56,6 +57,7 @@ class Job:
         reach_timeout_s: Longest wait for rank 0 to listen.
         join_timeout_s: Longest wait for all ranks to appear.
         message_timeout_s: Longest wait for a message.
+        course: What the run does besides its rounds.
     """
 
     run: str
@@ -74,6 +76,7 @@ class Job:
     reach_timeout_s: float
     join_timeout_s: float
     message_timeout_s: float
+    course: Course = field(default_factory=Course)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,7 @@ def train(
     group = _join(job, say)
     try:
         executor.group = group
+        job.course.begin(executor, group)
         counted = recorder if recorder is None or recorder.scope == "process" or group.leads_board else None
         trainer = _Trainer(job, executor, group, counted, report, rounds_per_epoch)
         duration_s = trainer.run()
@@ -225,16 +229,17 @@ class _RoundRows:
         self._data = job.data
         self._order = order
 
-    def _chosen(self, micro_batch: int) -> np.ndarray:
+    def chosen(self, micro_batch: int) -> np.ndarray:
+        """Indices of the samples of this device's rows."""
         start = micro_batch * self._size
         return self._order[start + self._first : start + self._last]
 
     def inputs(self, micro_batch: int) -> Tensors:
-        chosen = self._chosen(micro_batch)
+        chosen = self.chosen(micro_batch)
         return tuple(torch.from_numpy(array[chosen]) for array in self._data.train_inputs)
 
     def targets(self, micro_batch: int) -> Tensor:
-        return torch.from_numpy(self._data.train_targets[self._chosen(micro_batch)])
+        return torch.from_numpy(self._data.train_targets[self.chosen(micro_batch)])
 
 
 @dataclass
@@ -267,10 +272,12 @@ class _Trainer:
             for step in range(self.rounds_n):
                 epoch, number = divmod(step, self.rounds_per_epoch)
                 if number == 0:
-                    order = np.random.default_rng((job.seed, epoch)).permutation(len(job.data.train_targets))
+                    order = job.course.order(job.seed, epoch, len(job.data.train_targets))
                 chosen = order[number * job.plan.batch : (number + 1) * job.plan.batch]
                 rate = learning_rate_at(job.workload, step, self.rounds_n)
-                loss, timed = self.executor.run_round(_RoundRows(job, chosen), learning_rate=rate)
+                rows = _RoundRows(job, chosen)
+                self.executor.observe = lambda micro, rows=rows: job.course.forwarded(rows.chosen(micro))
+                loss, timed = self.executor.run_round(rows, learning_rate=rate)
                 if not math.isfinite(loss):
                     raise RunError(
                         f"{job.device}: the loss is {loss} after round {step + 1}, expected a finite number.",
@@ -284,6 +291,8 @@ class _Trainer:
                 self.losses.append(loss)
                 self.cpu_s.append(cpu_s - cpu_before_s)
                 self._report(step, epoch, loss, end_s - begin_s)
+                if number == self.rounds_per_epoch - 1:
+                    job.course.epoch_ended(epoch, self.executor, self.group)
             return end_s - begin_s
         finally:
             writer.close()
