@@ -1,7 +1,8 @@
 """Action and lower(plan): one list of actions per device that simulator, runtime and drawings all consume.
 
 Text form, one action per word: ``<stage><kind><micro-batch>@<device>``, then for transfers the peer,
-the half-open row range and the bytes, as in ``2F0@jetson-1[0:3)`` and ``0SF2@a>b[0:3):12288``:
+the half-open row range and the bytes, as in ``2F0@jetson-1[0:3)`` and ``0SF2@a>b[0:3):12288``. A pass of a group that
+shares work inside a sample has the bytes that the device sends and receives in rings, ``1F0@a[0:4):8192/6144``:
 
     F  forward      SF  send activations      RF  receive activations
     B  backward     SB  send gradients        RB  receive gradients
@@ -18,7 +19,8 @@ import msgspec
 
 from greentrain._checks import require
 from greentrain.errors import UsageError
-from greentrain.plan import Plan, Slice, Stage, common_bytes, ring_part_bytes, slices
+from greentrain.plan import Cut, Plan, Stage, cut
+from greentrain.sharing import Direction, common_piece_bytes, ring_pass_bytes, slices
 
 __all__ = ["Action", "ActionKind", "format_actions", "lower", "parse_actions", "validate"]
 
@@ -28,7 +30,7 @@ _TRANSFERS = ("SF", "RF", "SB", "RB")
 _PARTNER: dict[ActionKind, ActionKind] = {"SF": "RF", "RF": "SF", "SB": "RB", "RB": "SB"}
 _TEXT = re.compile(
     r"(?P<stage>\d+)(?P<kind>SF|RF|SB|RB|AR|F|B|U)(?P<micro>\d+)@(?P<device>[^>:\[]+)"
-    r"(?:>(?P<peer>[^\[:]+))?(?:\[(?P<first>\d+):(?P<last>\d+)\))?(?::(?P<bytes>\d+))?"
+    r"(?:>(?P<peer>[^\[:]+))?(?:\[(?P<first>\d+):(?P<last>\d+)\))?(?::(?P<bytes>\d+)(?:/(?P<received>\d+))?)?"
 )
 
 
@@ -41,6 +43,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         stage: Stage of the acting device.
         micro_batch: Micro-batch, from 0; 0 for AR and U.
         bytes: Payload of a transfer, the gradient bytes that are summed, or what a pass sends in the group's rings.
+        received_bytes: What a pass receives in the group's rings.
         peer: The other end of a transfer.
         first_row: First row of the micro-batch that is moved or computed.
         last_row: One past the last row.
@@ -54,6 +57,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     peer: str | None = None
     first_row: int = 0
     last_row: int = 0
+    received_bytes: int = 0
 
     def __post_init__(self) -> None:
         require(self.kind in get_args(ActionKind), f"unknown action kind {self.kind!r}")
@@ -66,6 +70,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             text += f">{self.peer}"
         if self.last_row:
             text += f"[{self.first_row}:{self.last_row})"
+        if self.received_bytes:
+            return f"{text}:{self.bytes}/{self.received_bytes}"
         return f"{text}:{self.bytes}" if self.bytes else text
 
 
@@ -73,9 +79,10 @@ def lower(plan: Plan) -> dict[str, list[Action]]:
     """Turn a plan into the actions of one round, per device, in the order of execution.
 
     1F1B: a stage first computes as many forwards as it may hold in flight, then alternates backward
-    and forward. Between groups with different shares every pair moves just what both hold (M-to-N). Where a
-    group shares work inside a sample, F and B are actions of the whole group and carry the bytes that each
-    device sends in the group's rings.
+    and forward. Between groups with different shares every pair moves just what both hold (M-to-N), all tensors
+    of the cut in one message. Where a group shares work inside a sample, F and B are actions of the whole group
+    and carry the bytes that the device itself sends and receives in the group's rings, and AR sums only those
+    gradients that :mod:`greentrain.sharing` names, which also says who holds what at a cut.
     """
     return {
         device: _device_actions(plan, index, position)
@@ -88,17 +95,20 @@ def _device_actions(plan: Plan, index: int, position: int) -> list[Action]:
     stage = plan.stages[index]
     before = plan.stages[index - 1] if index > 0 else None
     after = plan.stages[index + 1] if index + 1 < len(plan.stages) else None
+    rows = plan.micro_batch
+    inward = (cut(before, stage, rows, forward=True), cut(before, stage, rows, forward=False)) if before else None
+    outward = (cut(stage, after, rows, forward=True), cut(stage, after, rows, forward=False)) if after else None
     seat = _Seat(plan, index, position)
     actions: list[Action] = []
     for direction, micro in _one_forward_one_backward(plan.micro_batches_n, stage.in_flight):
         if direction == "F":
-            actions += seat.transfers("RF", micro, before, before.output_bytes if before else 0)
-            actions.append(seat.action("F", micro, stage.ring_forward_bytes))
-            actions += seat.transfers("SF", micro, after, stage.output_bytes)
+            actions += seat.transfers("RF", micro, before, inward and inward[0])
+            actions.append(seat.action("F", micro))
+            actions += seat.transfers("SF", micro, after, outward and outward[0])
         else:
-            actions += seat.transfers("RB", micro, after, stage.gradient_bytes)
-            actions.append(seat.action("B", micro, stage.ring_backward_bytes))
-            actions += seat.transfers("SB", micro, before, before.gradient_bytes if before else 0)
+            actions += seat.transfers("RB", micro, after, outward and outward[1])
+            actions.append(seat.action("B", micro))
+            actions += seat.transfers("SB", micro, before, inward and inward[1])
     device = stage.devices[position]
     if stage.sum_bytes > 0:
         actions.append(Action(device=device, kind="AR", stage=index, micro_batch=0, bytes=stage.sum_bytes))
@@ -113,37 +123,36 @@ class _Seat(NamedTuple):
     stage: int
     position: int
 
-    def action(self, kind: ActionKind, micro: int, ring_bytes: int) -> Action:
-        stage = self.plan.stages[self.stage]
-        taken = self._slices(stage, sends=False)[self.position]
+    def action(self, kind: Literal["F", "B"], micro: int) -> Action:
+        stage, rows = self.plan.stages[self.stage], self.plan.micro_batch
+        taken = slices(stage.sharing, stage.shares, rows, sends=False)[self.position]
+        direction: Direction = "forward" if kind == "F" else "backward"
+        sent, received = ring_pass_bytes(stage.rings, stage.shares, self.position, rows, direction)
         return Action(
-            device=stage.devices[self.position], kind=kind, stage=self.stage, micro_batch=micro,
-            bytes=ring_part_bytes(ring_bytes, self.plan.micro_batch, len(stage.devices)),
-            first_row=taken.first_row, last_row=taken.last_row,
+            device=stage.devices[self.position], kind=kind, stage=self.stage, micro_batch=micro, bytes=sent,
+            received_bytes=received, first_row=taken.first_row, last_row=taken.last_row,
         )  # fmt: skip
 
-    def transfers(self, kind: ActionKind, micro: int, other: Stage | None, bytes_per_row: int) -> list[Action]:
-        """One transfer per device of the other stage that holds some of the same rows."""
-        if other is None or bytes_per_row == 0:
-            return []  # Without anything trainable before the cut no gradient goes back.
+    def transfers(self, kind: ActionKind, micro: int, other: Stage | None, way: Cut | None) -> list[Action]:
+        """One transfer per device of the other stage that has something in common."""
+        if other is None or way is None:
+            return []
         stage = self.plan.stages[self.stage]
-        sends = kind in ("SF", "SB")
-        own = self._slices(stage, sends=sends)[self.position]
+        ours, theirs = (way.sent, way.taken) if kind in ("SF", "SB") else (way.taken, way.sent)
+        own = ours[self.position]
         found: list[Action] = []
-        for peer, piece in zip(other.devices, self._slices(other, sends=not sends), strict=True):
-            size = common_bytes(own, piece, bytes_per_row)
-            if size > 0:
+        for peer, piece in zip(other.devices, theirs, strict=True):
+            size = common_piece_bytes(own, piece, way.hidden_bytes, way.side_bytes)
+            if size > 0:  # Without anything trainable before the cut no gradient goes back.
+                rows = own.hidden, piece.hidden
                 found.append(
                     Action(
                         device=stage.devices[self.position], kind=kind, stage=self.stage, micro_batch=micro, peer=peer,
-                        first_row=max(own.first_row, piece.first_row), last_row=min(own.last_row, piece.last_row),
+                        first_row=max(row.first_row for row in rows), last_row=min(row.last_row for row in rows),
                         bytes=size,
                     )
                 )  # fmt: skip
         return found
-
-    def _slices(self, stage: Stage, *, sends: bool) -> tuple[Slice, ...]:
-        return slices(stage.sharing, stage.shares, self.plan.micro_batch, sends=sends)
 
 
 def _one_forward_one_backward(micro_batches_n: int, in_flight: int) -> Iterable[tuple[Literal["F", "B"], int]]:
@@ -223,6 +232,7 @@ def parse_actions(text: str) -> list[Action]:
                     stage=int(match["stage"]),
                     micro_batch=int(match["micro"]),
                     bytes=int(match["bytes"] or 0),
+                    received_bytes=int(match["received"] or 0),
                     peer=match["peer"],
                     first_row=int(match["first"] or 0),
                     last_row=int(match["last"] or 0),

@@ -21,10 +21,21 @@ from greentrain.device import Device
 from greentrain.objective import Objective, Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
 from greentrain.parallel.memory import memory_bytes, most_rows, weight_part
-from greentrain.parallel.pipeline import Held, Step, Transfer, held, round_s, transfer
-from greentrain.parallel.tensor_sequence import pass_s, ring_loads_s
-from greentrain.plan import Estimate, Plan, Stage, allowed, common_bytes, parallelism_name, ring_part_bytes
+from greentrain.parallel.pipeline import Step, Transfer, held, round_s, transfer
+from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring_part_bytes, rings_s
+from greentrain.plan import Cut, Estimate, Plan, Stage, allowed, cut, parallelism_name
 from greentrain.profile import LayerProfile, interpolate_batch_s
+from greentrain.sharing import (
+    Direction,
+    Sharing,
+    common_piece_bytes,
+    end_ring,
+    entry_ring,
+    is_split,
+    joint_ring,
+    layer_ring,
+    ring_pass_bytes,
+)
 from greentrain.units import format_quantity
 
 __all__ = [
@@ -34,6 +45,7 @@ __all__ = [
     "boundary_energy_j",
     "boundary_transfer",
     "device_compute_s",
+    "device_update_s",
     "estimate",
     "job_s",
     "memory_bytes",
@@ -81,31 +93,66 @@ class CostTables:
     """
 
     problem: Problem
-    _prefix: dict[tuple[str, str, float], tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
-    _update: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    _passes: dict[tuple[str, str, Sharing, float, float], tuple[tuple[float, ...], tuple[float, ...]]] = field(
+        default_factory=dict
+    )
+    _update: dict[tuple[str, str, Sharing], tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
 
     def compute_s(self, device: Device, point: str, start: int, stop: int, rows: float) -> tuple[float, float]:
         """Forward and backward seconds of layers [start, stop) over some rows."""
-        key = (device.kind, point, rows)
-        found = self._prefix.get(key)
+        return self.shared_s(device, point, start, stop, sharing="samples", rows=rows, micro_batch=rows)
+
+    def shared_s(
+        self, device: Device, point: str, start: int, stop: int, *, sharing: Sharing, rows: float, micro_batch: float
+    ) -> tuple[float, float]:
+        """Forward and backward seconds of a device's part of layers [start, stop).
+
+        Args:
+            device: Gives the kind.
+            point: Operating point.
+            start: First layer.
+            stop: One past the last layer.
+            sharing: How the stage is shared.
+            rows: The device's part in rows, in all layers that are shared.
+            micro_batch: Rows in the layers that every device computes whole.
+        """
+        key = (device.kind, point, sharing, rows, micro_batch)
+        found = self._passes.get(key)
         if found is None:
-            times = self.problem.model.times_of(device.kind, point)
-            found = (
-                _prefix([interpolate_batch_s(times.batch_B, row, rows) for row in times.forward_s_LB]),
-                _prefix([interpolate_batch_s(times.batch_B, row, rows) for row in times.backward_s_LB]),
-            )
-            self._prefix[key] = found
+            model = self.problem.model
+            times = model.times_of(device.kind, point)
+            inside = sharing != "samples"
+            rows_L = [micro_batch if inside and not is_split(sharing, layer) else rows for layer in model.layers]
+            found = (_interpolated(times.batch_B, times.forward_s_LB, rows_L),
+                     _interpolated(times.batch_B, times.backward_s_LB, rows_L))  # fmt: skip
+            self._passes[key] = found
         forward_s, backward_s = found
         return forward_s[stop] - forward_s[start], backward_s[stop] - backward_s[start]
 
     def update_s(self, device: Device, point: str, start: int, stop: int) -> float:
         """Optimizer seconds of layers [start, stop)."""
-        key = (device.kind, point)
+        return sum(self.shared_update_s(device, point, start, stop, sharing="samples"))
+
+    def shared_update_s(
+        self, device: Device, point: str, start: int, stop: int, *, sharing: Sharing
+    ) -> tuple[float, float]:
+        """Optimizer seconds of the layers in [start, stop) that a group splits, and of those that it does not."""
+        key = (device.kind, point, sharing)
         found = self._update.get(key)
         if found is None:
-            found = _prefix(list(self.problem.model.times_of(device.kind, point).update_s_L))
+            model = self.problem.model
+            pairs = list(zip(model.times_of(device.kind, point).update_s_L, model.layers, strict=True))
+            found = (_prefix([seconds * is_split(sharing, layer) for seconds, layer in pairs]),
+                     _prefix([seconds * (not is_split(sharing, layer)) for seconds, layer in pairs]))  # fmt: skip
             self._update[key] = found
-        return found[stop] - found[start]
+        split_s, whole_s = found
+        return split_s[stop] - split_s[start], whole_s[stop] - whole_s[start]
+
+
+def _interpolated(
+    batch_B: tuple[int, ...], time_s_LB: Sequence[tuple[float, ...]], rows_L: Sequence[float]
+) -> tuple[float, ...]:
+    return _prefix([interpolate_batch_s(batch_B, row, rows) for row, rows in zip(time_s_LB, rows_L, strict=True)])
 
 
 def estimate(plan: Plan, problem: Problem, *, tables: CostTables | None = None) -> Estimate:
@@ -133,8 +180,7 @@ def estimate(plan: Plan, problem: Problem, *, tables: CostTables | None = None) 
         for position, name in enumerate(stage.devices):
             device = problem.cluster.device(name)
             curve = device.curve(stage.points[position])
-            update_s = tables.update_s(device, stage.points[position], stage.start, stage.stop)
-            update_s *= weight_part(stage, position)
+            update_s = device_update_s(stage, position, tables)
             busy_s[name] = price.busy_s[position] * plan.micro_batches_n + update_s
             energy_j[name] = {
                 "compute": curve.busy_w * busy_s[name],
@@ -166,10 +212,7 @@ def stage_price(stage: Stage, tables: CostTables, micro_batch: int) -> StagePric
     """A stage's own price, independent of its neighbours."""
     cluster = tables.problem.cluster
     own_s = [device_compute_s(stage, position, tables, micro_batch) for position in range(len(stage.devices))]
-    update_s = 0.0
-    for position, (name, point) in enumerate(zip(stage.devices, stage.points, strict=True)):
-        whole_s = tables.update_s(cluster.device(name), point, stage.start, stage.stop)
-        update_s = max(update_s, whole_s * weight_part(stage, position))
+    update_s = max(device_update_s(stage, position, tables) for position in range(len(stage.devices)))
     if stage.sharing == "samples":
         forward_s, backward_s = (max(seconds) for seconds in zip(*own_s, strict=True))
         both_s = max(sum(seconds) for seconds in own_s)
@@ -186,33 +229,52 @@ def stage_price(stage: Stage, tables: CostTables, micro_batch: int) -> StagePric
 def device_compute_s(stage: Stage, position: int, tables: CostTables, micro_batch: int) -> tuple[float, float]:
     """Forward and backward seconds in which a device of a stage computes, per micro-batch."""
     device = tables.problem.cluster.device(stage.devices[position])
-    rows = stage.work_rows(position, micro_batch)
-    return tables.compute_s(device, stage.points[position], stage.start, stage.stop, rows)
-
-
-def _ring_pass_s(stage: Stage, tables: CostTables, micro_batch: int, direction: str) -> float:
-    """Seconds of a pass of a micro-batch through a group that shares work inside a sample."""
-    problem = tables.problem
-    way = 0 if direction == "forward" else 1
-    slowest_s_L = [
-        max(
-            tables.compute_s(problem.cluster.device(name), point, layer, layer + 1, stage.work_rows(at, micro_batch))[
-                way
-            ]
-            for at, (name, point) in enumerate(zip(stage.devices, stage.points, strict=True))
-        )
-        for layer in range(stage.start, stage.stop)
-    ]
-    return pass_s(
-        stage.sharing, problem.cluster, stage.devices, direction=direction, compute_s_L=slowest_s_L,
-        activation_bytes_L=[layer.activation_bytes for layer in problem.model.layers[stage.start : stage.stop]],
-        rows=micro_batch, largest_part=max(stage.shares) / sum(stage.shares),
+    return tables.shared_s(
+        device, stage.points[position], stage.start, stage.stop, sharing=stage.sharing,
+        rows=stage.work_rows(position, micro_batch), micro_batch=micro_batch,
     )  # fmt: skip
+
+
+def device_update_s(stage: Stage, position: int, tables: CostTables) -> float:
+    """Optimizer seconds of a device of a stage, per round."""
+    device = tables.problem.cluster.device(stage.devices[position])
+    split_s, whole_s = tables.shared_update_s(
+        device, stage.points[position], stage.start, stage.stop, sharing=stage.sharing
+    )
+    return split_s * weight_part(stage, position) + whole_s
+
+
+def _ring_pass_s(stage: Stage, tables: CostTables, micro_batch: int, direction: Direction) -> float:
+    """Seconds of a pass of a micro-batch through a group that shares work inside a sample."""
+    problem, sharing = tables.problem, stage.sharing
+    layers, cluster = problem.model.layers, problem.cluster
+    way = 0 if direction == "forward" else 1
+    largest_part = max(stage.shares) / sum(stage.shares)
+    total_s = 0.0
+    between = list(entry_ring(sharing, layers[stage.start - 1], layers[stage.start])) if stage.start > 0 else []
+    for index in range(stage.start, stage.stop):
+        slowest_s = max(
+            tables.shared_s(
+                cluster.device(name), point, index, index + 1, sharing=sharing,
+                rows=stage.work_rows(at, micro_batch), micro_batch=micro_batch,
+            )[way]
+            for at, (name, point) in enumerate(zip(stage.devices, stage.points, strict=True))
+        )  # fmt: skip
+        ring = layer_ring(sharing, layers[index], ends_model=index + 1 == len(layers))
+        total_s += layer_pass_s(
+            sharing, cluster, stage.devices, compute_s=slowest_s, ring_bytes=ring.bytes if ring else 0,
+            rings_n=ring.rings_n(direction) if ring else 0, rows=micro_batch, largest_part=largest_part,
+        )  # fmt: skip
+        if index + 1 < stage.stop:
+            between += joint_ring(sharing, layers[index], layers[index + 1])
+    if stage.stop == len(layers):
+        between += end_ring(sharing, layers[-1])
+    return total_s + rings_s(between, direction, cluster, stage.devices, rows=micro_batch, largest_part=largest_part)
 
 
 def stage_step(stage: Stage, price: StagePrice, cluster: Cluster, micro_batch: int) -> Step:
     """What the round formula needs to know of a stage."""
-    ring_port_s, ring_air_s = ring_loads_s(cluster, stage.devices, sum(_ring_bytes(stage, micro_batch)))
+    ring_port_s, ring_air_s = ring_loads_s(cluster, stage.devices, _ring_part_bytes(stage, micro_batch))
     return Step(
         price.forward_s, price.backward_s, price.both_s, price.first_forward_s, price.first_backward_s,
         price.sum_s, price.update_s,
@@ -220,13 +282,9 @@ def stage_step(stage: Stage, price: StagePrice, cluster: Cluster, micro_batch: i
     )  # fmt: skip
 
 
-def _ring_bytes(stage: Stage, micro_batch: int) -> tuple[int, int]:
-    """Bytes that each device's ring messages have per micro-batch, forward and backward."""
-    group_n = len(stage.devices)
-    return (
-        ring_part_bytes(stage.ring_forward_bytes, micro_batch, group_n),
-        ring_part_bytes(stage.ring_backward_bytes, micro_batch, group_n),
-    )
+def _ring_part_bytes(stage: Stage, micro_batch: int) -> float:
+    """Bytes that a device of the stage sends in rings per micro-batch, on average."""
+    return ring_part_bytes(stage.ring_forward_bytes + stage.ring_backward_bytes, micro_batch, len(stage.devices))
 
 
 def boundary_transfer(
@@ -246,13 +304,16 @@ def _round_s(plan: Plan, problem: Problem, prices: Sequence[StagePrice]) -> floa
         stage_step(stage, price, problem.cluster, plan.micro_batch)
         for stage, price in zip(plan.stages, prices, strict=True)
     ]
-    groups = [held(stage.devices, stage.sharing, stage.shares, plan.micro_batch) for stage in plan.stages]
+    rows = plan.micro_batch
     transfers = [
         transfer(
-            problem.cluster, before, after,
-            activation_bytes=stage.output_bytes, gradient_bytes=stage.gradient_bytes,
+            problem.cluster,
+            held(before.devices, before.sharing, before.shares, rows, whole=before.whole_stop),
+            held(after.devices, after.sharing, after.shares, rows, whole=after.whole_start),
+            activation_bytes=before.output_bytes, gradient_bytes=before.gradient_bytes,
+            side_bytes=before.side_bytes, side_gradient_bytes=before.side_gradient_bytes,
         )
-        for (before, after), stage in zip(itertools.pairwise(groups), plan.stages, strict=False)
+        for before, after in itertools.pairwise(plan.stages)
     ]  # fmt: skip
     return round_s(steps, transfers, plan.micro_batches_n)
 
@@ -277,37 +338,47 @@ def boundary_energy_j(cluster: Cluster, senders: Sequence[str], receivers: Seque
 
 def stage_traffic(plan: Plan, index: int, cluster: Cluster) -> list[Traffic]:
     """Bytes and joules of the messages of each device of a stage in one round."""
-    stage = plan.stages[index]
-    own = held(stage.devices, stage.sharing, stage.shares, plan.micro_batch)
-    inside = gradient_sum_bytes(len(stage.devices), stage.sum_bytes)
-    inside += plan.micro_batches_n * sum(_ring_bytes(stage, plan.micro_batch))
-    # (bytes per row out, in, other stage); activations go to the right, gradients to the left.
-    sides: list[tuple[int, int, Stage]] = []
+    stage, rows = plan.stages[index], plan.micro_batch
+    # (the cut out of the stage, the cut into it, the other stage); activations go to the right, gradients to the left.
+    sides: list[tuple[Cut, Cut, Stage]] = []
     if index + 1 < len(plan.stages):
-        sides.append((stage.output_bytes, stage.gradient_bytes, plan.stages[index + 1]))
+        after = plan.stages[index + 1]
+        sides.append((cut(stage, after, rows, forward=True), cut(stage, after, rows, forward=False), after))
     if index > 0:
         before = plan.stages[index - 1]
-        sides.append((before.gradient_bytes, before.output_bytes, before))
-    priced: list[tuple[int, int, Held, float, float]] = []
-    for out_bytes, in_bytes, there in sides:
-        other = held(there.devices, there.sharing, there.shares, plan.micro_batch)
-        tx_j, _ = boundary_energy_j(cluster, stage.devices, other.devices)
-        _, rx_j = boundary_energy_j(cluster, other.devices, stage.devices)
-        priced.append((out_bytes, in_bytes, other, tx_j, rx_j))
+        sides.append((cut(before, stage, rows, forward=False), cut(before, stage, rows, forward=True), before))
+    prices = [(boundary_energy_j(cluster, stage.devices, there.devices)[0],
+               boundary_energy_j(cluster, there.devices, stage.devices)[1]) for _, _, there in sides]  # fmt: skip
     inside_tx_j, inside_rx_j = boundary_energy_j(cluster, stage.devices, stage.devices)
     found: list[Traffic] = []
-    for sends, takes in zip(own.sends, own.takes, strict=True):
-        sent, received = inside, inside
-        sent_j, received_j = inside * inside_tx_j, inside * inside_rx_j
-        for out_bytes, in_bytes, other, tx_j, rx_j in priced:
-            out = plan.micro_batches_n * sum(common_bytes(sends, piece, out_bytes) for piece in other.takes)
-            into = plan.micro_batches_n * sum(common_bytes(piece, takes, in_bytes) for piece in other.sends)
+    for position in range(len(stage.devices)):
+        sent, received = _inside_bytes(plan, stage, position)
+        sent_j, received_j = sent * inside_tx_j, received * inside_rx_j
+        for (outward, inward, _), (tx_j, rx_j) in zip(sides, prices, strict=True):
+            out = plan.micro_batches_n * sum(
+                common_piece_bytes(outward.sent[position], piece, outward.hidden_bytes, outward.side_bytes)
+                for piece in outward.taken
+            )
+            into = plan.micro_batches_n * sum(
+                common_piece_bytes(piece, inward.taken[position], inward.hidden_bytes, inward.side_bytes)
+                for piece in inward.sent
+            )
             sent += out
             received += into
             sent_j += out * tx_j
             received_j += into * rx_j
         found.append(Traffic(sent, received, sent_j, received_j))
     return found
+
+
+def _inside_bytes(plan: Plan, stage: Stage, position: int) -> tuple[float, float]:
+    """Bytes that a device sends to and receives from its own group in one round: gradient sum and rings."""
+    sent = received = gradient_sum_bytes(len(stage.devices), stage.sum_bytes)
+    for direction in ("forward", "backward"):
+        out, into = ring_pass_bytes(stage.rings, stage.shares, position, plan.micro_batch, direction)
+        sent += plan.micro_batches_n * out
+        received += plan.micro_batches_n * into
+    return sent, received
 
 
 def unused_power(device: Device) -> tuple[str, float]:

@@ -13,41 +13,45 @@ from greentrain.cluster import Cluster
 from greentrain.errors import UsageError
 from greentrain.objective import Objective, Optimizer, Parallelism, Problem
 from greentrain.profile import LayerProfile, ModelProfile
+from greentrain.sharing import (
+    Piece,
+    Ring,
+    Sharing,
+    cut_side_bytes,
+    group_sum_bytes,
+    is_split,
+    pieces,
+    ring_bytes,
+    row_ranges,
+    shares_total,
+    stage_rings,
+)
 
 __all__ = [
     "PLAN_SCHEMA",
     "Certificate",
+    "Cut",
     "Estimate",
     "Origin",
     "Plan",
+    "Ring",
     "Sharing",
-    "Slice",
     "Stage",
+    "StageBytes",
     "allowed",
     "check_cluster",
     "check_model",
-    "common_bytes",
+    "cut",
     "in_flight_limit",
     "parallelism_name",
-    "ring_bytes",
-    "ring_part_bytes",
     "row_ranges",
     "shares_total",
-    "slices",
+    "stage_bytes",
     "time_optimal_path",
     "validate",
 ]
 
 PLAN_SCHEMA = "greentrain.plan/1"
-
-Sharing = Literal["samples", "tensor_sequence", "tensor", "sequence"]
-
-# Activations of a layer that the rings of a group carry, forward and backward: two AllGathers and two
-# ReduceScatters (or two AllReduces, which move as much), or the keys and values and back their gradients too.
-_RINGS: dict[Sharing, tuple[int, int]] = {
-    "samples": (0, 0), "tensor_sequence": (4, 4), "tensor": (4, 4), "sequence": (2, 4),
-}  # fmt: skip
-
 
 _GROUP_NAMES: dict[Sharing, Parallelism] = {
     "samples": "data", "tensor_sequence": "tensor+sequence", "tensor": "tensor", "sequence": "sequence",
@@ -69,8 +73,17 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         param_bytes: Trainable parameters of the range, so that a plan can be lowered by itself.
         output_bytes: Bytes per sample that leave towards the next stage; 0 for the last stage.
         gradient_bytes: Bytes per sample of the gradient that comes back; 0 for the last stage.
-        ring_forward_bytes: Bytes per sample that the group's rings carry forward; a device sends (g−1)/g of them.
+        ring_forward_bytes: Bytes per sample that the group's rings carry forward; its g devices together send (g−1)
+            times as many.
         ring_backward_bytes: The same backward. Both are 0 where samples are shared.
+        rings: The rings one by one, so that every device's bytes are known; none where samples are shared.
+        group_sum_bytes: Gradient bytes that a group which shares work inside a sample sums per round.
+        side_bytes: Part of ``output_bytes`` that belongs to other tensors than the hidden state (the first one); 0
+            where both sides of the cut share samples, as are the next two.
+        side_gradient_bytes: The same part of ``gradient_bytes``.
+        output_tokens: Tokens of the hidden state that leaves; 0 = unknown.
+        whole_start: The first layer is computed whole by every device of a group that shares work inside a sample.
+        whole_stop: The last layer is.
     """
 
     start: int
@@ -85,6 +98,13 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     gradient_bytes: int
     ring_forward_bytes: int = 0
     ring_backward_bytes: int = 0
+    rings: tuple[Ring, ...] = ()
+    group_sum_bytes: int = 0
+    side_bytes: int = 0
+    side_gradient_bytes: int = 0
+    output_tokens: int = 0
+    whole_start: bool = False
+    whole_stop: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.start < self.stop, f"layers [{self.start}, {self.stop}) are empty")
@@ -104,18 +124,23 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             gradient_bytes=self.gradient_bytes,
             ring_forward_bytes=self.ring_forward_bytes,
             ring_backward_bytes=self.ring_backward_bytes,
+            group_sum_bytes=self.group_sum_bytes,
+            side_bytes=self.side_bytes,
+            side_gradient_bytes=self.side_gradient_bytes,
+            output_tokens=self.output_tokens,
         )
+        require(self.side_bytes <= self.output_bytes, "side_bytes must be a part of output_bytes")
+        require(self.side_gradient_bytes <= self.gradient_bytes, "side_gradient_bytes must be a part of gradient_bytes")
 
     @property
     def sum_bytes(self) -> int:
-        """Gradient bytes that the group sums per round; 0 where each device has weights of its own.
-
-        The few weights of a layer norm that tensor sharing replicates are left out.
-        """
-        return self.param_bytes if len(self.devices) > 1 and self.sharing in ("samples", "sequence") else 0
+        """Gradient bytes that the group sums per round; 0 where each device has weights of its own."""
+        if self.sharing != "samples":
+            return self.group_sum_bytes
+        return self.param_bytes if len(self.devices) > 1 else 0
 
     def work_rows(self, position: int, micro_batch: int) -> float:
-        """A device's part of a micro-batch in rows: its share of the rows, heads or tokens."""
+        """A device's part of a micro-batch in rows, in layers that are shared: its share of rows, heads or tokens."""
         if self.sharing == "samples":
             return self.shares[position]
         return micro_batch * self.shares[position] / sum(self.shares)
@@ -256,75 +281,79 @@ def in_flight_limit(stages_n: int, stage: int, micro_batches_n: int) -> int:
     return min(2 * (stages_n - stage) - 1, micro_batches_n)
 
 
-def row_ranges(shares: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Half-open row range of each device inside a micro-batch."""
-    ranges: list[tuple[int, int]] = []
-    start = 0
-    for share in shares:
-        ranges.append((start, start + share))
-        start += share
-    return tuple(ranges)
+class StageBytes(NamedTuple):
+    """What the model says of a stage; the fields of :class:`Stage` of the same names."""
+
+    param_bytes: int
+    output_bytes: int
+    gradient_bytes: int
+    ring_forward_bytes: int
+    ring_backward_bytes: int
+    rings: tuple[Ring, ...]
+    group_sum_bytes: int
+    side_bytes: int
+    side_gradient_bytes: int
+    output_tokens: int
+    whole_start: bool
+    whole_stop: bool
 
 
-class Slice(NamedTuple):
-    """What a device holds of a micro-batch at a cut: rows, and of every row a part.
+def stage_bytes(
+    layers: Sequence[LayerProfile], start: int, stop: int, sharing: Sharing, after: Sharing | None
+) -> StageBytes:
+    """What a model says of a stage.
+
+    Args:
+        layers: The whole model.
+        start: First layer of the stage.
+        stop: One past the last.
+        sharing: How its group shares it.
+        after: How the next stage is shared; None for the last stage.
+    """
+    own, last = layers[start:stop], layers[stop - 1]
+    rings, inside = stage_rings(sharing, layers, start, stop), sharing != "samples"
+    side_bytes, side_gradient_bytes = cut_side_bytes(last, sharing, after) if after is not None else (0, 0)
+    sliced = after is not None and not sharing == after == "samples"
+    return StageBytes(
+        param_bytes=sum(layer.param_bytes for layer in own),
+        output_bytes=0 if after is None else last.activation_bytes,
+        gradient_bytes=0 if after is None else last.gradient_bytes,
+        ring_forward_bytes=ring_bytes(rings, "forward"),
+        ring_backward_bytes=ring_bytes(rings, "backward"),
+        rings=rings,
+        group_sum_bytes=group_sum_bytes(sharing, own) if inside else 0,
+        side_bytes=side_bytes,
+        side_gradient_bytes=side_gradient_bytes,
+        output_tokens=last.sequence if sliced else 0,
+        whole_start=inside and not is_split(sharing, own[0]),
+        whole_stop=inside and not is_split(sharing, last),
+    )
+
+
+class Cut(NamedTuple):
+    """A micro-batch's way across a cut: what each sender holds, what each receiver needs, bytes per row of both.
 
     Attributes:
-        first_row: First row.
-        last_row: One past the last row.
-        first_part: First of ``parts_n`` equal parts of a row.
-        last_part: One past the last part.
-        parts_n: Parts of a row.
+        sent: One per device of the sending stage.
+        taken: One per device of the receiving stage.
+        hidden_bytes: Bytes per row of the hidden state; of all tensors where both stages share samples.
+        side_bytes: Bytes per row of the other tensors, one after another in the order of the block's outputs.
     """
 
-    first_row: int
-    last_row: int
-    first_part: int
-    last_part: int
-    parts_n: int
+    sent: tuple[Piece, ...]
+    taken: tuple[Piece, ...]
+    hidden_bytes: int
+    side_bytes: int
 
 
-def slices(sharing: Sharing, shares: Sequence[int], micro_batch: int, *, sends: bool) -> tuple[Slice, ...]:
-    """What each device of a group hands over at a cut, or takes.
-
-    Sample sharing splits the rows, token slices split every row. After an AllReduce (``tensor``) every device
-    has everything: each sends an equal part, and each needs all.
-    """
-    if sharing == "samples":
-        return tuple(Slice(first, last, 0, 1, 1) for first, last in row_ranges(shares))
-    if sharing == "tensor":
-        group_n = len(shares)
-        return tuple(Slice(0, micro_batch, at, at + 1, group_n) if sends else Slice(0, micro_batch, 0, 1, 1)
-                     for at in range(group_n))  # fmt: skip
-    return tuple(Slice(0, micro_batch, first, last, sum(shares)) for first, last in row_ranges(shares))
-
-
-def common_bytes(sent: Slice, taken: Slice, bytes_per_row: int) -> int:
-    """Bytes that two slices have in common; the parts of a row add up to it exactly."""
-    rows = min(sent.last_row, taken.last_row) - max(sent.first_row, taken.first_row)
-    first = max(piece.first_part * bytes_per_row // piece.parts_n for piece in (sent, taken))
-    last = min(piece.last_part * bytes_per_row // piece.parts_n for piece in (sent, taken))
-    return max(rows, 0) * max(last - first, 0)
-
-
-def ring_bytes(sharing: Sharing, layers: Sequence[LayerProfile]) -> tuple[int, int]:
-    """Bytes per sample that a group's rings carry over these layers, forward and backward."""
-    size = sum(layer.activation_bytes for layer in layers)
-    forward_n, backward_n = _RINGS[sharing]
-    return forward_n * size, backward_n * size
-
-
-def ring_part_bytes(ring_bytes: int, rows: int, group_n: int) -> int:
-    """Bytes that each device of a group sends (and receives) in one pass of a micro-batch: (g−1)/g of the rings."""
-    return round(ring_bytes * rows * (group_n - 1) / group_n)
-
-
-def shares_total(sharing: Sharing, layers: Sequence[LayerProfile], micro_batch: int) -> int:
-    """What the shares of a stage over these layers add up to; 0 where they cannot be shared so."""
-    if sharing == "samples":
-        return micro_batch
-    wholes = {layer.sequence if sharing == "sequence" else layer.heads for layer in layers}
-    return wholes.pop() if len(wholes) == 1 else 0
+def cut(before: Stage, after: Stage, micro_batch: int, *, forward: bool) -> Cut:
+    """The cut between two neighbouring stages, for activations (``forward``) or for gradients."""
+    tokens = before.output_tokens
+    left = pieces(before.sharing, before.shares, micro_batch, sends=forward, whole=before.whole_stop, tokens=tokens)
+    right = pieces(after.sharing, after.shares, micro_batch, sends=not forward, whole=after.whole_start, tokens=tokens)
+    if forward:
+        return Cut(left, right, before.output_bytes - before.side_bytes, before.side_bytes)
+    return Cut(right, left, before.gradient_bytes - before.side_gradient_bytes, before.side_gradient_bytes)
 
 
 def parallelism_name(plan: Plan) -> Parallelism:
@@ -378,19 +407,14 @@ def check_model(plan: Plan, model: ModelProfile) -> None:
         )
     for index, stage in enumerate(plan.stages):
         layers = model.layers[stage.start : stage.stop]
-        last = index == len(plan.stages) - 1
-        expected = (
-            sum(layer.param_bytes for layer in layers),
-            0 if last else layers[-1].activation_bytes,
-            0 if last else layers[-1].gradient_bytes,
-            *ring_bytes(stage.sharing, layers),
-        )
-        rings = (stage.ring_forward_bytes, stage.ring_backward_bytes)
-        found = (stage.param_bytes, stage.output_bytes, stage.gradient_bytes, *rings)
-        if found != expected:
+        after = plan.stages[index + 1].sharing if index + 1 < len(plan.stages) else None
+        expected = stage_bytes(model.layers, stage.start, stage.stop, stage.sharing, after)
+        differing = [name for name in StageBytes._fields if getattr(stage, name) != getattr(expected, name)]
+        if differing:
+            found = ", ".join(f"{name} {getattr(stage, name)}" for name in differing)
+            given = ", ".join(f"{getattr(expected, name)}" for name in differing)
             raise UsageError(
-                f"plan: stage {index} states {found} parameter, output, gradient and ring bytes, "
-                f"the model gives {expected}.",
+                f"plan: stage {index} states {found}, the model gives {given}.",
                 hint="Run greentrain schedule again for this model.",
             )
         whole = shares_total(stage.sharing, layers, plan.micro_batch)

@@ -11,7 +11,30 @@ from greentrain.batch_fits import BatchFit, fit_batch, interpolate_batch_s
 from greentrain.device import Provenance
 from greentrain.errors import UsageError
 
-__all__ = ["BatchFit", "LayerProfile", "LayerTimes", "ModelProfile", "interpolate_batch_s"]
+__all__ = ["BatchFit", "LayerProfile", "LayerTimes", "ModelProfile", "RingProfile", "interpolate_batch_s"]
+
+
+class RingProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a block's sharing inside a sample moves; see :mod:`greentrain.sharing`.
+
+    Attributes:
+        hidden_bytes: Bytes per sample of its first output tensor, the hidden state.
+        key_value_bytes: Bytes per sample of the keys and values of its self-attention.
+        parts_n: Parts around a residual: attention, feed-forward, and perhaps attention to another sequence.
+        sum_bytes: Bytes of its trainable parameters that every device of a ``tensor_sequence`` group holds whole
+            but sees on its own tokens only: normalisations, and the biases of the projections back to the width.
+    """
+
+    hidden_bytes: int
+    key_value_bytes: int = 0
+    parts_n: int = 2
+    sum_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        require_non_negative(
+            hidden_bytes=self.hidden_bytes, key_value_bytes=self.key_value_bytes, parts_n=self.parts_n,
+            sum_bytes=self.sum_bytes,
+        )  # fmt: skip
 
 
 class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,12 +44,15 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         name: The block's name.
         param_bytes: Bytes of its trainable parameters.
         frozen_bytes: Bytes of its parameters that are never trained; they need memory, but no gradient.
-        heads: Attention heads, over which a group can share its work inside a sample; 0 = it cannot be shared so.
-        sequence: Tokens per sample; 0 = its samples have none.
+        heads: Units over which a group can share its work inside a sample, one per head of keys and values; 0 = every
+            device of such a group computes it whole.
+        sequence: Tokens per sample of its first output tensor; 0 = its samples have none.
         activation_bytes: Bytes per sample of its output, which cross a link when the pipeline is cut after it.
         gradient_bytes: Bytes per sample of the gradient that crosses the same cut backwards.
         stash_bytes: Bytes per sample kept from the forward pass for the backward pass.
         forward_flop: Floating-point operations per sample of the forward pass.
+        rings: What sharing inside a sample moves; None: two parts, whose hidden state is the whole output, keys and
+            values of twice that size, and no weights that need a sum.
     """
 
     name: str
@@ -38,6 +64,7 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     frozen_bytes: int = 0
     heads: int = 0
     sequence: int = 0
+    rings: RingProfile | None = None
 
     def __post_init__(self) -> None:
         require_non_negative(
@@ -50,6 +77,30 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             heads=self.heads,
             sequence=self.sequence,
         )
+        require(
+            self.hidden_bytes <= self.activation_bytes,
+            f"layer {self.name!r}: the hidden state has {self.hidden_bytes} bytes of {self.activation_bytes} in all",
+        )
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes per sample of the hidden state behind the block."""
+        return self.activation_bytes if self.rings is None else self.rings.hidden_bytes
+
+    @property
+    def key_value_bytes(self) -> int:
+        """Bytes per sample of its keys and values."""
+        return 2 * self.activation_bytes if self.rings is None else self.rings.key_value_bytes
+
+    @property
+    def parts_n(self) -> int:
+        """Parts around a residual."""
+        return 2 if self.rings is None else self.rings.parts_n
+
+    @property
+    def side_gradient_bytes(self) -> int:
+        """Bytes per sample of the gradients of other tensors than the hidden state behind the block."""
+        return max(self.gradient_bytes - self.hidden_bytes, 0)
 
 
 class LayerTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

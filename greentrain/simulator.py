@@ -24,19 +24,19 @@ from greentrain.cost import (
     StagePrice,
     Traffic,
     device_compute_s,
+    device_update_s,
     estimate,
     stage_price,
     stage_traffic,
     unused_power,
     wake_j,
-    weight_part,
 )
 from greentrain.errors import UsageError
 from greentrain.ledger import ACTION_CAUSES, LedgerRow, totals_j
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_bytes, gradient_sum_s
 from greentrain.parallel.rows import row_parts
-from greentrain.parallel.tensor_sequence import ring_loads_s
+from greentrain.parallel.tensor_sequence import ring_loads_s, ring_part_bytes
 from greentrain.plan import Estimate, Plan
 
 __all__ = ["simulate", "to_estimate"]
@@ -258,8 +258,11 @@ class _Clock:
             if action.kind == "AR":
                 duration_s = self._network.begin_sum(stage.devices, action.bytes, start_s)
             else:
-                duration_s = price.forward_s if action.kind == "F" else price.backward_s
-                self._network.occupy(stage.devices, action.bytes, start_s)
+                forward = action.kind == "F"
+                duration_s = price.forward_s if forward else price.backward_s
+                carried = stage.ring_forward_bytes if forward else stage.ring_backward_bytes
+                part_bytes = ring_part_bytes(carried, self.plan.micro_batch, len(stage.devices))
+                self._network.occupy(stage.devices, part_bytes, start_s)
             self._together[group] = (start_s, duration_s)
         return self._together[group][1]
 
@@ -268,9 +271,7 @@ class _Clock:
         stage = self.plan.stages[action.stage]
         position = stage.devices.index(action.device)
         if action.kind == "U":
-            device = self.problem.cluster.device(action.device)
-            whole_s = self._tables.update_s(device, stage.points[position], stage.start, stage.stop)
-            return whole_s * weight_part(stage, position)
+            return device_update_s(stage, position, self._tables)
         forward_s, backward_s = device_compute_s(stage, position, self._tables, self.plan.micro_batch)
         return forward_s if action.kind == "F" else backward_s
 

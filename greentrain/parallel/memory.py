@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 
 from greentrain.device import Device
 from greentrain.objective import OPTIMIZER_STATES, Problem
 from greentrain.plan import Stage
+from greentrain.profile import LayerProfile
+from greentrain.sharing import is_split, kept_whole_bytes
 
 __all__ = ["memory_bytes", "most_rows", "weight_part"]
 
 
 def weight_part(stage: Stage, position: int) -> float:
-    """The part of a stage's weights that a device holds: its heads and columns, or all of them."""
+    """The part of the weights of a stage's split layers that a device holds: its heads and columns, or all."""
     split = stage.sharing in ("tensor_sequence", "tensor")
     return stage.shares[position] / sum(stage.shares) if split else 1.0
 
@@ -21,21 +24,32 @@ def memory_bytes(stage: Stage, position: int, problem: Problem, micro_batch: int
     """Peak training memory of one device of a stage: ``MOD + OPT + K·ACT`` and its message buffers.
 
     MOD is weights and accumulated gradients, OPT the optimizer's state (Asteroid, arXiv 2408.08015). Once nothing
-    is in flight any more, the gradient sum needs a flat copy of the gradients. Heads and columns split the
-    weights, tokens the stash; Megatron's ``tensor`` keeps every layer's input whole on each device. A ring needs two
-    whole activations.
+    is in flight any more, the gradient sum needs a flat copy of the gradients. Where work is shared inside a sample,
+    heads and columns split the weights and the stash of split layers, tokens the stash, but for what is gathered for
+    the backward pass; replicated layers are whole on each device. A ring needs two whole tensors.
     """
-    layers = problem.model.layers[stage.start : stage.stop]
     rows = stage.work_rows(position, micro_batch)
-    fixed, per_row = _memory_terms(stage.start, stage.stop, stage.in_flight, problem)
-    entering = problem.model.layers[stage.start - 1].activation_bytes if stage.start > 0 else problem.model.input_bytes
-    moving = per_row * rows + 2 * (entering + stage.output_bytes) * rows
-    if stage.sharing == "tensor":
-        whole = sum(min(layer.activation_bytes, layer.stash_bytes) for layer in layers)
-        moving += (stage.in_flight * whole + 2 * entering) * (micro_batch - rows)
-    if stage.sharing != "samples":
-        moving += 2 * micro_batch * max(layer.activation_bytes for layer in layers)
-    return ceil(fixed * weight_part(stage, position) + max(moving, stage.sum_bytes))
+    entering = problem.model.layers[stage.start - 1] if stage.start > 0 else None
+    entering_bytes = entering.activation_bytes if entering else problem.model.input_bytes
+    layers = problem.model.layers[stage.start : stage.stop]
+    if stage.sharing == "samples":
+        fixed, per_row = _memory_terms(layers, stage.in_flight, problem)
+        moving = per_row * rows + 2 * (entering_bytes + stage.output_bytes) * rows
+        return ceil(fixed + max(moving, stage.sum_bytes))
+    split = [layer for layer in layers if is_split(stage.sharing, layer)]
+    split_fixed, split_row = _memory_terms(split, stage.in_flight, problem)
+    whole_fixed, whole_row = _memory_terms(
+        [layer for layer in layers if not is_split(stage.sharing, layer)], stage.in_flight, problem
+    )
+    kept = stage.in_flight * sum(kept_whole_bytes(stage.sharing, layer) for layer in split)
+    side_bytes = entering_bytes - entering.hidden_bytes if entering else 0
+    takes_whole = stage.whole_start or stage.sharing == "tensor"
+    moving = split_row * rows + kept * (micro_batch - rows) + whole_row * micro_batch
+    moving += 2 * (entering_bytes - side_bytes) * (micro_batch if takes_whole else rows)
+    moving += 2 * (stage.output_bytes - stage.side_bytes) * rows + 2 * (side_bytes + stage.side_bytes) * micro_batch
+    moving += 2 * micro_batch * max((ring.bytes for ring in stage.rings), default=0)
+    fixed = split_fixed * weight_part(stage, position) + whole_fixed
+    return ceil(fixed + max(moving, stage.sum_bytes))
 
 
 def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Problem, *, group_n: int = 1) -> int:
@@ -50,7 +64,7 @@ def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Pr
         group_n: Devices that share the rows; two or more need room for a gradient sum.
     """
     model = problem.model
-    fixed, per_row = _memory_terms(start, stop, in_flight, problem)
+    fixed, per_row = _memory_terms(model.layers[start:stop], in_flight, problem)
     entering = model.layers[start - 1].activation_bytes if start > 0 else model.input_bytes
     leaving = model.layers[stop - 1].activation_bytes if stop < len(model.layers) else 0
     free = device.memory_bytes - fixed
@@ -60,8 +74,8 @@ def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Pr
     return max(free // max(per_row + 2 * (entering + leaving), 1), 0)
 
 
-def _memory_terms(start: int, stop: int, in_flight: int, problem: Problem) -> tuple[int, int]:
-    layers = problem.model.layers[start:stop]
+def _memory_terms(layers: Sequence[LayerProfile], in_flight: int, problem: Problem) -> tuple[int, int]:
+    """Bytes of weights, gradients and optimizer state; bytes per row of what is kept for the backward pass."""
     trainable = sum(layer.param_bytes for layer in layers)
     frozen = sum(layer.frozen_bytes for layer in layers)
     stash = sum(layer.stash_bytes for layer in layers)

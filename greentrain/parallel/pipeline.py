@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from greentrain.cluster import Cluster
-from greentrain.plan import Sharing, Slice, common_bytes, slices
+from greentrain.sharing import Piece, Sharing, common_piece_bytes, pieces
 
 __all__ = [
     "DOMINANCE_FIELDS",
@@ -382,27 +382,45 @@ class Held(NamedTuple):
     """
 
     devices: Sequence[str]
-    sends: Sequence[Slice]
-    takes: Sequence[Slice]
+    sends: Sequence[Piece]
+    takes: Sequence[Piece]
 
 
-def held(devices: Sequence[str], sharing: Sharing, shares: Sequence[int], micro_batch: int) -> Held:
-    """A group and its slices of a micro-batch."""
+def held(
+    devices: Sequence[str], sharing: Sharing, shares: Sequence[int], micro_batch: int, *, whole: bool = False
+) -> Held:
+    """A group and its pieces of a micro-batch, tokens as finely divided as the shares.
+
+    ``whole`` says that its layer at the cut is computed whole by every device.
+    """
     return Held(
         devices,
-        slices(sharing, shares, micro_batch, sends=True),
-        slices(sharing, shares, micro_batch, sends=False),
+        pieces(sharing, shares, micro_batch, sends=True, whole=whole),
+        pieces(sharing, shares, micro_batch, sends=False, whole=whole),
     )
 
 
-def transfer(cluster: Cluster, before: Held, after: Held, *, activation_bytes: int, gradient_bytes: int) -> Transfer:
+def transfer(
+    cluster: Cluster, before: Held, after: Held, *, activation_bytes: int, gradient_bytes: int, side_bytes: int = 0,
+    side_gradient_bytes: int = 0,
+) -> Transfer:  # fmt: skip
     """The transfer of one micro-batch between two groups, each pair moving just what both hold.
 
     A switched network moves the messages of different devices at once, so the busiest way out or in
     decides; on a shared medium all messages follow one another.
+
+    Args:
+        cluster: Gives the links.
+        before: The group in front of the cut.
+        after: The group behind it.
+        activation_bytes: Bytes per row that go down, of all tensors.
+        gradient_bytes: Bytes per row that come back.
+        side_bytes: Those of other tensors than the hidden state going down.
+        side_gradient_bytes: Those coming back.
     """
-    left_out_s, right_in_s, down_air_s, forward_latency_s = _loads(cluster, before, after, activation_bytes)
-    right_out_s, left_in_s, up_air_s, backward_latency_s = _loads(cluster, after, before, gradient_bytes)
+    down, up = (activation_bytes - side_bytes, side_bytes), (gradient_bytes - side_gradient_bytes, side_gradient_bytes)
+    left_out_s, right_in_s, down_air_s, forward_latency_s = _loads(cluster, before, after, down)
+    right_out_s, left_in_s, up_air_s, backward_latency_s = _loads(cluster, after, before, up)
     return Transfer(
         left_out_s=left_out_s, right_in_s=right_in_s, right_out_s=right_out_s, left_in_s=left_in_s,
         forward_latency_s=forward_latency_s, backward_latency_s=backward_latency_s,
@@ -410,16 +428,18 @@ def transfer(cluster: Cluster, before: Held, after: Held, *, activation_bytes: i
     )  # fmt: skip
 
 
-def _loads(cluster: Cluster, senders: Held, receivers: Held, row_bytes: int) -> tuple[float, float, float, float]:
+def _loads(
+    cluster: Cluster, senders: Held, receivers: Held, row_bytes: tuple[int, int]
+) -> tuple[float, float, float, float]:
     """Seconds of the busiest way out, of the busiest way in and of the medium, and the largest latency."""
-    if row_bytes == 0:
+    if not any(row_bytes):
         return 0.0, 0.0, 0.0, 0.0  # Without anything trainable before the cut no gradient goes back.
     out_s: defaultdict[str, float] = defaultdict(float)
     in_s: defaultdict[str, float] = defaultdict(float)
     air_s = latency_s = 0.0
     for src, sent in zip(senders.devices, senders.sends, strict=True):
         for dst, taken in zip(receivers.devices, receivers.takes, strict=True):
-            size = common_bytes(sent, taken, row_bytes)
+            size = common_piece_bytes(sent, taken, *row_bytes)
             if size == 0:
                 continue
             link = cluster.link(src, dst)

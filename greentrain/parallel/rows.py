@@ -36,7 +36,7 @@ def row_parts(action: Action, group_n: int) -> tuple[RowPart, ...]:
         computed = RowPart(_COMPUTE[action.kind], 0, True)
         if action.bytes == 0:
             return (computed,)
-        return (computed, RowPart("send", action.bytes, False), RowPart("receive", action.bytes, False))
+        return (computed, RowPart("send", action.bytes, False), RowPart("receive", action.received_bytes, False))
     if action.kind == "AR":
         moved = round(gradient_sum_bytes(group_n, action.bytes))
         return (RowPart("sum", 0, True), RowPart("send", moved, False), RowPart("receive", moved, False))

@@ -10,7 +10,7 @@ import msgspec
 from greentrain.cost import CostTables, estimate
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
-from greentrain.plan import Certificate, Estimate, Plan, Sharing, Stage, in_flight_limit, ring_bytes
+from greentrain.plan import Certificate, Estimate, Plan, Sharing, Stage, in_flight_limit, stage_bytes
 
 __all__ = ["Part", "assemble", "best_of", "certified", "lower_bound", "objective_value"]
 
@@ -31,8 +31,7 @@ def assemble(problem: Problem, planner: str, micro_batch: int, parts: Sequence[P
     layers = problem.model.layers
     stages: list[Stage] = []
     for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        ring_forward_bytes, ring_backward_bytes = ring_bytes(part.sharing, layers[part.start : part.stop])
+        after = parts[index + 1].sharing if index + 1 < len(parts) else None
         stages.append(
             Stage(
                 start=part.start,
@@ -42,11 +41,7 @@ def assemble(problem: Problem, planner: str, micro_batch: int, parts: Sequence[P
                 shares=part.shares,
                 points=part.points,
                 in_flight=in_flight_limit(len(parts), index, problem.batch // micro_batch),
-                param_bytes=sum(layer.param_bytes for layer in layers[part.start : part.stop]),
-                output_bytes=0 if last else layers[part.stop - 1].activation_bytes,
-                gradient_bytes=0 if last else layers[part.stop - 1].gradient_bytes,
-                ring_forward_bytes=ring_forward_bytes,
-                ring_backward_bytes=ring_backward_bytes,
+                **stage_bytes(layers, part.start, part.stop, part.sharing, after)._asdict(),
             )
         )
     plan = Plan(

@@ -13,7 +13,7 @@ import numpy as np
 
 from greentrain.parallel.pipeline import Pipe, Step, Transfer, last_stage, prepended
 from greentrain.planners.device_runs import taken
-from greentrain.planners.options import Options, Window
+from greentrain.planners.options import SHARINGS, Options, Window
 from greentrain.planners.pareto import undominated_rows
 
 __all__ = ["Labels", "TransferOf", "first_labels", "longer_labels", "undominated_labels"]
@@ -131,7 +131,9 @@ def undominated_labels(
     differing = [column for column in columns if len(column) and (column != column[0]).any()]
     if not differing:
         differing = columns[:1]
-    state_N = np.stack([labels.start, labels.used, head_N], axis=1)
+    # What the cut in front of a group costs depends on its size, too, where it shares work inside a sample.
+    inside_N = np.where(head.sharing > 0, head.sizes * len(SHARINGS) + head.sharing, 0)
+    state_N = np.stack([labels.start, labels.used, head_N, inside_N.astype(np.int64)], axis=1)
     key_N = np.unique(state_N, axis=0, return_inverse=True)[1].reshape(-1)
     return undominated_rows(key_N, np.stack(differing, axis=1))
 

@@ -46,7 +46,8 @@ class Options:
         busy_j: Joules above waiting per round, those of waking and of what the group sends inside included.
         wait_w: Waiting watts of the group, above those that count anyway.
         most_s: Longest round that the devices' own energy budgets allow.
-        sent_rows: Most rows, or parts of rows, that one device hands over at a cut.
+        sent_rows: Most rows, or parts of rows, that one device hands over at a cut behind or in front of a shared
+            layer; :class:`greentrain.planners.cuts.Cuts` knows of those that every device computes whole.
         taken_rows: Most that one device takes.
         copies: How often the group needs every row: once, or once per device.
         air_s: Seconds for which the gradient sum occupies a shared medium.
@@ -79,6 +80,11 @@ class Options:
     def __len__(self) -> int:
         return len(self.span_O)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Devices of each option's group."""
+        return (self.slot_OG >= 0).sum(axis=1)
+
     def rows(self, keep: np.ndarray) -> Options:
         """Some of the options."""
         return Options(**{name: getattr(self, name)[keep] for name in self.__dataclass_fields__})
@@ -95,7 +101,7 @@ def joined(found: Sequence[Options], places_n: int) -> Options:
 
 
 def undominated(options: Options, window: Window, *, by_energy: bool) -> Options:
-    """Options that no other one of the same span and group beats in every term of a round of the window."""
+    """Options that no other one of the same span, group and sharing beats in every term of a round of the window."""
     compared = ("forward_s", "backward_s", "both_s", "first_forward_s", "first_backward_s", "tail_s", "sent_rows",
                 "taken_rows", "copies", "air_s", "ring_port_s", "ring_air_s")  # fmt: skip
     columns: list[np.ndarray] = [getattr(options, name) for name in compared]
@@ -103,4 +109,6 @@ def undominated(options: Options, window: Window, *, by_energy: bool) -> Options
     if by_energy:
         columns += [options.busy_j + options.wait_w * window.low_s, options.busy_j + options.wait_w * window.high_s]
     key_O = options.span_O.astype(np.int64) * (int(options.group_O.max(initial=0)) + 1) + options.group_O
+    # What a cut costs depends on the way to share, too.
+    key_O = key_O * len(SHARINGS) + options.sharing.astype(np.int64)
     return options.rows(undominated_rows(key_O, np.stack(columns, axis=1)))

@@ -16,8 +16,9 @@ import numpy as np
 from greentrain.cost import CostTables, memory_bytes, most_rows, unused_power, wake_j
 from greentrain.device import Device
 from greentrain.objective import Problem
-from greentrain.plan import Sharing, Stage, shares_total
+from greentrain.plan import Sharing, Stage, shares_total, stage_bytes
 from greentrain.planners.device_types import DeviceTypes, allowed_points
+from greentrain.sharing import group_sum_bytes
 
 __all__ = ["SpanTables", "budget_round_j", "counted_w", "most_units_TS", "share_step", "span_tables"]
 
@@ -165,17 +166,24 @@ def span_tables(
         device = types.device_T[index]
         for unit in range(1, len(part_R)):
             rows = unit * step if sharing == "samples" else micro_batch * (unit * step) / total
-            prefix_s_L2 = np.array([tables.compute_s(device, point, 0, stop, rows) for stop in range(len(layers) + 1)])
+            prefix_s_L2 = np.array(
+                [
+                    tables.shared_s(device, point, 0, stop, sharing=sharing, rows=rows, micro_batch=micro_batch)
+                    for stop in range(len(layers) + 1)
+                ]
+            )
             own_s_S2 = prefix_s_L2[stop_S] - prefix_s_L2[start_S]
             forward_s_PSR[number, :, unit], backward_s_PSR[number, :, unit] = own_s_S2[:, 0], own_s_S2[:, 1]
-        update_s_L = np.array([tables.update_s(device, point, 0, stop) for stop in range(len(layers) + 1)])
-        own_s_S = update_s_L[stop_S] - update_s_L[start_S]
-        update_s_PSR[number] = own_s_S[:, None] * (part_R if splits else 1.0)
+        update_s_L2 = np.array(
+            [tables.shared_update_s(device, point, 0, stop, sharing=sharing) for stop in range(len(layers) + 1)]
+        )
+        own_s_S2 = update_s_L2[stop_S] - update_s_L2[start_S]
+        update_s_PSR[number] = own_s_S2[:, :1] * (part_R if splits else 1.0) + own_s_S2[:, 1:]
     curves = [types.device_T[index].curve(point) for index, point in slots]
     owners = [types.device_T[index] for index, _ in slots]
     # A device in use no longer counts as an unused one.
     counted = problem.objective.count_idle_of_unused
-    params_L = np.cumsum([0, *(layer.param_bytes for layer in layers)])
+    sums_L = np.cumsum([0, *(group_sum_bytes(sharing, (layer,)) for layer in layers)])
     found = SpanTables(
         sharing=sharing,
         micro_batch=micro_batch,
@@ -186,7 +194,7 @@ def span_tables(
         stop_S=stop_S,
         span_LL=span_LL,
         shared_S=totals_S == total,
-        sum_bytes_S=(params_L[stop_S] - params_L[start_S]) * (not splits),
+        sum_bytes_S=sums_L[stop_S] - sums_L[start_S],
         type_P=np.array([index for index, _ in slots], dtype=np.int32),
         point_P=tuple(point for _, point in slots),
         forward_s_PSR=forward_s_PSR,
@@ -240,7 +248,9 @@ def most_units_TS(
     """
     found_TS = np.full((len(types.device_T), len(spans.start_S)), spans.units, dtype=np.int32)
     layers = problem.model.layers
-    widest_bytes = max(problem.model.input_bytes, *(layer.activation_bytes for layer in layers))
+    widest_bytes = max(
+        problem.model.input_bytes, *(max(layer.activation_bytes, layer.key_value_bytes) for layer in layers)
+    )
     for index, device in enumerate(types.device_T):
         # Every part fits where the whole model would, with the largest messages at both ends and in rings.
         less_bytes = device.memory_bytes - 8 * widest_bytes * spans.micro_batch
@@ -259,19 +269,17 @@ def most_units_TS(
 def _most_parts(problem: Problem, spans: SpanTables, room_bytes: int, start: int, stop: int, in_flight: int) -> int:
     """Most units of a stage that is shared inside samples which fit a memory."""
     layers = problem.model.layers
-    output_bytes = layers[stop - 1].activation_bytes if stop < len(layers) else 0
+    # What follows decides only which tensors of the cut are whole; another such stage needs most.
+    after = spans.sharing if stop < len(layers) else None
+    stated = stage_bytes(layers, start, stop, spans.sharing, after)._asdict()
 
     def fits(units: int) -> bool:
         stage = Stage(
             start=start, stop=stop, devices=("a", "b"), sharing=spans.sharing, points=("a", "b"),
-            shares=(units * spans.step, (spans.units - units) * spans.step), in_flight=in_flight,
-            param_bytes=param_bytes, output_bytes=output_bytes, gradient_bytes=output_bytes,
+            shares=(units * spans.step, (spans.units - units) * spans.step), in_flight=in_flight, **stated,
         )  # fmt: skip
         return memory_bytes(stage, 0, problem, spans.micro_batch) <= room_bytes
 
-    param_bytes = sum(layer.param_bytes for layer in layers[start:stop])
-    if spans.sharing == "tensor":  # A smaller share keeps more inputs whole, so the need may fall with the share.
-        return next((units for units in range(spans.units - 1, 0, -1) if fits(units)), 0)
     low, high = 0, spans.units
     while high - low > 1:
         middle = (low + high) // 2

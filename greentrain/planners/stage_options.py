@@ -22,16 +22,17 @@ from greentrain.cluster import Cluster
 from greentrain.cost import boundary_energy_j
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
-from greentrain.parallel.tensor_sequence import pass_s, ring_loads_s
-from greentrain.plan import ring_bytes, ring_part_bytes
+from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring_part_bytes, rings_s
 from greentrain.planners.device_types import DeviceTypes
 from greentrain.planners.options import SHARINGS, Options, Shares, Window, joined, undominated
 from greentrain.planners.share_units import Allocation, StageRows, least_by_counts
 from greentrain.planners.span_tables import SpanTables, most_units_TS
+from greentrain.sharing import Direction, Ring, end_ring, entry_ring, joint_ring, layer_ring, ring_bytes, stage_rings
 
 __all__ = ["OptionMaker"]
 
 _CHUNK = 40_000
+_WAYS: tuple[Direction, ...] = ("forward", "backward")
 
 
 @dataclass
@@ -90,11 +91,11 @@ class OptionMaker:
         if spans.sharing == "samples":
             return np.zeros(len(spans.start_S))
         both = [
-            ring_bytes(spans.sharing, layers[start:stop])
+            ring_bytes(rings, "forward") + ring_bytes(rings, "backward")
             for start, stop in zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)
+            for rings in (stage_rings(spans.sharing, layers, start, stop),)
         ]
-        rows = spans.micro_batch
-        return np.array([sum(ring_part_bytes(size, rows, group_n) for size in own) for own in both], dtype=np.float64)
+        return np.array([ring_part_bytes(size, spans.micro_batch, group_n) for size in both], dtype=np.float64)
 
     @property
     def least_group_n(self) -> int:
@@ -316,14 +317,18 @@ class OptionMaker:
         ]
 
     def _most_s(self, rows: StageRows, units_NG: np.ndarray, inside_j_N: np.ndarray) -> np.ndarray:
-        """Longest round in which no device of the group exceeds its own budget, cuts at their least joules."""
+        """Longest round in which no device of the group exceeds its own budget, cuts at their least joules.
+
+        Where work is shared inside a sample, uneven tiles spread the joules of messages unevenly: those are left out.
+        """
         spans = self.spans
         budget_j_NG = spans.budget_j_P[rows.slot_NG]
         if np.isinf(budget_j_NG).all():
             return np.full(len(units_NG), np.inf)
         left_j_NG = budget_j_NG - self._busy_j_PSR[rows.slot_NG, rows.span_N[:, None], units_NG]
-        left_j_NG -= (inside_j_N / rows.slot_NG.shape[1])[:, None]
-        left_j_NG -= units_NG / spans.units * least_port_j_S(self.problem, spans)[rows.span_N][:, None]
+        if spans.sharing == "samples":
+            left_j_NG -= (inside_j_N / rows.slot_NG.shape[1])[:, None]
+            left_j_NG -= units_NG / spans.units * least_port_j_S(self.problem, spans)[rows.span_N][:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             most_s_NG = np.where(left_j_NG < 0, -1.0, left_j_NG / spans.wait_w_P[rows.slot_NG])
         return np.nan_to_num(most_s_NG, nan=np.inf, posinf=np.inf).min(axis=1)
@@ -350,14 +355,17 @@ class OptionMaker:
         start_N, stop_N = spans.start_S[rows.span_N], spans.stop_S[rows.span_N]
         kind_N = np.concatenate([rows.group_N[:, None], rows.slot_NG, units_NG], axis=1)
         kinds_K, kind_of_N = np.unique(kind_N, axis=0, return_inverse=True)
-        prefix_s_2KL = self._ring_prefix_s(kinds_K)
+        stops_s_2KL, starts_s_2KL = self._ring_prefix_s(kinds_K)
         kind_of_N = kind_of_N.reshape(-1)
-        both_s_2N = prefix_s_2KL[:, kind_of_N, stop_N] - prefix_s_2KL[:, kind_of_N, start_N]
+        both_s_2N = stops_s_2KL[:, kind_of_N, stop_N] - starts_s_2KL[:, kind_of_N, start_N]
         forward_s, backward_s = both_s_2N
         return _Passes(forward_s, backward_s, forward_s + backward_s, forward_s, backward_s)
 
-    def _ring_prefix_s(self, kinds_K: np.ndarray) -> np.ndarray:
-        """Seconds of a micro-batch in the layers before each boundary, forward and backward, shape (2, K, L + 1).
+    def _ring_prefix_s(self, kinds_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of a micro-batch that end before each boundary, and those of them that no stage from there has.
+
+        A stage takes the difference, the first at its end and the second at its start. Both of shape (2, K, L + 1),
+        forward and backward.
 
         Args:
             kinds_K: Group, slots and units of each kind of group, one row each.
@@ -365,24 +373,57 @@ class OptionMaker:
         spans, layers = self.spans, self.problem.model.layers
         group_n = (kinds_K.shape[1] - 1) // 2
         slot_KG, units_KG = kinds_K[:, 1 : 1 + group_n], kinds_K[:, 1 + group_n :]
-        found_2KL = np.zeros((2, len(kinds_K), len(layers) + 1))
+        own_s_2KL = np.zeros((2, len(kinds_K), len(layers) + 1))
+        # What a joint of layers takes inside a stage, less what it takes at its start.
+        joint_s_2KL = np.zeros_like(own_s_2KL)
         for group in np.unique(kinds_K[:, 0]).tolist():
             own_K = np.flatnonzero(kinds_K[:, 0] == group)
-            part_K = units_KG[own_K].max(axis=1) / spans.units
+            price = _RingPrice(
+                spans, self.problem.cluster, self._names(group), units_KG[own_K].max(axis=1) / spans.units
+            )
             for way, table in enumerate((spans.forward_s_PSR, spans.backward_s_PSR)):
                 for index, layer in enumerate(layers):
                     compute_s_K = table[slot_KG[own_K], spans.span_LL[index, index + 1], units_KG[own_K]].max(axis=1)
-                    found_2KL[way, own_K, index + 1] = pass_s(
-                        spans.sharing, self.problem.cluster, self._names(group),
-                        direction=("forward", "backward")[way], compute_s_L=[cast("float", compute_s_K)],
-                        activation_bytes_L=[layer.activation_bytes], rows=spans.micro_batch,
-                        largest_part=cast("float", part_K),
-                    )  # fmt: skip
-        return found_2KL.cumsum(axis=2)
+                    ring = layer_ring(spans.sharing, layer, ends_model=index + 1 == len(layers))
+                    own_s_2KL[way, own_K, index + 1] = price.layer_s(way, ring, compute_s_K)
+                    if index > 0:
+                        before = layers[index - 1]
+                        inside_s = price.rings_s(way, joint_ring(spans.sharing, before, layer))
+                        joint_s_2KL[way, own_K, index] = inside_s - price.rings_s(
+                            way, entry_ring(spans.sharing, before, layer)
+                        )
+                        own_s_2KL[way, own_K, index + 1] += inside_s
+                own_s_2KL[way, own_K, -1] += price.rings_s(way, end_ring(spans.sharing, layers[-1]))
+        stops_s_2KL = own_s_2KL.cumsum(axis=2)
+        return stops_s_2KL, stops_s_2KL + joint_s_2KL
 
     @property
     def _widest_group(self) -> int:
         return int(self.counts_UT.sum(axis=1).max())
+
+
+class _RingPrice(NamedTuple):
+    """Prices the rings of one group for several shares."""
+
+    spans: SpanTables
+    cluster: Cluster
+    devices: Sequence[str]
+    largest_part_K: np.ndarray
+
+    def layer_s(self, way: int, ring: Ring | None, compute_s_K: np.ndarray) -> np.ndarray:
+        seconds_K = layer_pass_s(
+            self.spans.sharing, self.cluster, self.devices, compute_s=cast("float", compute_s_K),
+            ring_bytes=ring.bytes if ring else 0, rings_n=ring.rings_n(_WAYS[way]) if ring else 0,
+            rows=self.spans.micro_batch, largest_part=cast("float", self.largest_part_K),
+        )  # fmt: skip
+        return cast("np.ndarray", seconds_K)
+
+    def rings_s(self, way: int, rings: Sequence[Ring]) -> np.ndarray:
+        seconds_K = rings_s(
+            rings, _WAYS[way], self.cluster, self.devices, rows=self.spans.micro_batch,
+            largest_part=cast("float", self.largest_part_K),
+        )  # fmt: skip
+        return cast("np.ndarray", seconds_K)
 
 
 class _Passes(NamedTuple):

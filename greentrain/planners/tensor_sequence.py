@@ -15,9 +15,10 @@ from greentrain.device import Device
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Problem
 from greentrain.parallel.data import equal_shares
-from greentrain.plan import Plan, Sharing, Stage, in_flight_limit, ring_bytes, shares_total
+from greentrain.plan import Plan, Sharing, Stage, in_flight_limit, shares_total, stage_bytes
 from greentrain.planners.candidate import Part, assemble, best_of
 from greentrain.planners.device_runs import proportional_shares
+from greentrain.sharing import is_split
 
 __all__ = ["candidates", "check_shareable", "equal_candidates", "plan"]
 
@@ -60,10 +61,10 @@ def equal_candidates(problem: Problem, tables: CostTables, planner: str, sharing
 
 
 def check_shareable(problem: Problem, sharing: Sharing, planner: str) -> None:
-    """All devices of the cluster can share every layer inside a sample.
+    """All devices of the cluster can share the layers inside a sample.
 
     Raises:
-        InfeasibleError: There is one device only, a layer without heads (or tokens), or too few of them.
+        InfeasibleError: There is one device only, no layer with heads (or tokens), or too few of them.
     """
     devices_n = len(problem.cluster.devices)
     what = "tokens" if sharing == "sequence" else "heads"
@@ -72,12 +73,12 @@ def check_shareable(problem: Problem, sharing: Sharing, planner: str) -> None:
         raise InfeasibleError(f"planner {planner!r} needs two devices, the cluster has {devices_n}.", hint=hint)
     units = _units(problem, sharing)
     if units == 0:
-        stated = {
-            layer.name: layer.sequence if sharing == "sequence" else layer.heads for layer in problem.model.layers
-        }
-        lacking = [name for name, count in stated.items() if count == 0]
-        seen = f"layer {lacking[0]!r} has none" if lacking else f"layers have {sorted(set(stated.values()))}"
-        raise InfeasibleError(f"planner {planner!r} needs the same number of {what} in all layers: {seen}.", hint=hint)
+        split = [layer for layer in problem.model.layers if is_split(sharing, layer)]
+        counts = sorted({layer.sequence if sharing == "sequence" else layer.heads for layer in split})
+        seen = f"they have {counts}" if counts else "none has any"
+        raise InfeasibleError(
+            f"planner {planner!r} needs the same number of {what} in all layers that have some: {seen}.", hint=hint
+        )
     if units < devices_n:
         raise InfeasibleError(
             f"planner {planner!r} cannot share {units} {what} among {devices_n} devices.", hint="Leave devices out."
@@ -85,7 +86,7 @@ def check_shareable(problem: Problem, sharing: Sharing, planner: str) -> None:
 
 
 def _units(problem: Problem, sharing: Sharing) -> int:
-    """Heads or tokens of every layer; 0 where there are none in common."""
+    """Heads or tokens of every layer that has some; 0 where there are none in common."""
     return shares_total(sharing, problem.model.layers, problem.micro_batches[0])
 
 
@@ -115,7 +116,6 @@ def _most_heads(problem: Problem, device: Device, heads: int, micro_batch: int) 
 def _whole_stage(problem: Problem, device: Device, shares: Sequence[int], micro_batch: int) -> Stage:
     """The whole model on a device and some other one, to ask for the memory of the first."""
     layers = problem.model.layers
-    ring_forward_bytes, ring_backward_bytes = ring_bytes("tensor_sequence", layers)
     return Stage(
         start=0,
         stop=len(layers),
@@ -124,9 +124,5 @@ def _whole_stage(problem: Problem, device: Device, shares: Sequence[int], micro_
         shares=tuple(shares),
         points=(device.points[0].name, "any"),
         in_flight=in_flight_limit(1, 0, problem.batch // micro_batch),
-        param_bytes=sum(layer.param_bytes for layer in layers),
-        output_bytes=0,
-        gradient_bytes=0,
-        ring_forward_bytes=ring_forward_bytes,
-        ring_backward_bytes=ring_backward_bytes,
+        **stage_bytes(layers, 0, len(layers), "tensor_sequence", None)._asdict(),
     )

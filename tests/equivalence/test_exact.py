@@ -9,7 +9,7 @@ from math import inf
 import msgspec
 import pytest
 from brute_force import all_plans, best_value
-from problems import make_problem, with_heads, with_random_network, with_slow_updates
+from problems import make_problem, with_heads, with_memory, with_random_network, with_slow_updates, with_transformer
 
 from greentrain.cluster import Link
 from greentrain.cost import estimate
@@ -94,6 +94,35 @@ def test_the_optimum_over_both_ways_to_share_is_that_of_brute_force() -> None:
         assert objective_value(found) == pytest.approx(best_value(problem, list(all_plans(problem))), rel=1e-9), seed
         used.update({stage.sharing for stage in found.stages})
     assert used["tensor_sequence"] >= 2, used
+
+
+def test_the_optimum_is_that_of_brute_force_with_layers_that_every_device_computes_whole() -> None:
+    """Replicated layers among split ones, other tensors in the cuts, gradients that end halfway."""
+    used: Counter[str] = Counter()
+    for seed in range(60):
+        rng = random.Random(seed)
+        problem = with_transformer(_with_heavy_weights(_problem(seed)), rng, heads=2 + seed % 3, sequence=5 + seed % 4)
+        if seed % 2:
+            problem = with_random_network(problem, rng)
+        sharing: Sharing = ("tensor_sequence", "tensor", "tensor_sequence", "sequence", "tensor_sequence")[seed % 5]
+        parallelism: Parallelism = "hybrid" if seed % 5 == 0 else "any"
+        if sharing in ("tensor", "sequence"):
+            parallelism = sharing
+        problem = msgspec.structs.replace(problem, parallelism=parallelism)
+        plans = [
+            plan
+            for plan in all_plans(problem, sharings=("samples", sharing))
+            if problem.parallelism in ("any", parallelism_name(plan))
+        ]
+        if not plans:
+            continue
+        if seed % 4 < 2:
+            peaks = sorted(max(estimate(plan, problem).peak_bytes.values()) for plan in plans)
+            problem = with_memory(problem, peaks[len(peaks) // 8])
+        found = exact.plan(problem)
+        assert objective_value(found) == pytest.approx(best_value(problem, plans), rel=1e-9), seed
+        used.update({stage.sharing for stage in found.stages})
+    assert all(used[sharing] >= 5 for sharing in ("tensor_sequence", "tensor", "sequence")), used
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import msgspec
 from greentrain.cluster import Cluster, Link, Medium
 from greentrain.device import Device, OperatingPoint, Provenance
 from greentrain.objective import Objective, Problem
-from greentrain.plan import Plan, Sharing, Stage, in_flight_limit, ring_bytes, shares_total
+from greentrain.plan import Plan, Sharing, Stage, in_flight_limit, shares_total, stage_bytes
 from greentrain.planners.candidate import Part
 from greentrain.power import PowerModel, physical_curve
-from greentrain.profile import LayerProfile, LayerTimes, ModelProfile
+from greentrain.profile import LayerProfile, LayerTimes, ModelProfile, RingProfile
 
 PROVENANCE = Provenance(meter="none", source="modelled", command="test", host="test", versions={}, trials_n=1)
 
@@ -150,6 +150,38 @@ def with_heads(problem: Problem, *, heads: int = 4, sequence: int = 12, plain_la
     return msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=layers))
 
 
+def with_transformer(problem: Problem, rng: random.Random, *, heads: int = 4, sequence: int = 12) -> Problem:
+    """Layers that can be shared inside a sample among some that every device computes whole.
+
+    Some cuts carry other tensors besides the hidden state, with gradients or without; some gradients end halfway.
+    """
+    layers: list[LayerProfile] = []
+    for layer in problem.model.layers:
+        token_bytes = rng.randrange(1, 4_000)
+        hidden_bytes, side_bytes = sequence * token_bytes, rng.choice([0, 0, rng.randrange(1, 20_000)])
+        back_bytes = rng.choice([hidden_bytes, hidden_bytes, hidden_bytes + side_bytes, 0])
+        rings = RingProfile(
+            hidden_bytes=hidden_bytes, key_value_bytes=sequence * rng.randrange(1, 4_000), parts_n=rng.choice([2, 3]),
+            sum_bytes=layer.param_bytes // 50,
+        )  # fmt: skip
+        layers.append(
+            msgspec.structs.replace(
+                layer, heads=heads if rng.random() < 0.7 else 0, sequence=sequence,
+                activation_bytes=hidden_bytes + side_bytes, gradient_bytes=back_bytes,
+                rings=rings if rng.random() < 0.8 else None,
+            )
+        )  # fmt: skip
+    if not any(layer.heads for layer in layers):
+        layers[0] = msgspec.structs.replace(layers[0], heads=heads)
+    return msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=tuple(layers)))
+
+
+def with_memory(problem: Problem, memory_bytes: int) -> Problem:
+    """The same problem on devices with so much memory each."""
+    devices = tuple(msgspec.structs.replace(device, memory_bytes=memory_bytes) for device in problem.cluster.devices)
+    return msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, devices=devices))
+
+
 def with_sleep(problem: Problem, rng: random.Random) -> Problem:
     """The same devices; some can sleep, and some take time and energy to wake."""
 
@@ -208,9 +240,7 @@ def plan_of(problem: Problem, micro_batch: int, parts: Sequence[Part]) -> Plan:
     """A plan from its parts, written without the planners' help."""
     stages: list[Stage] = []
     for index, part in enumerate(parts):
-        layers = problem.model.layers[part.start : part.stop]
-        last = index == len(parts) - 1
-        ring_forward_bytes, ring_backward_bytes = ring_bytes(part.sharing, layers)
+        after = parts[index + 1].sharing if index + 1 < len(parts) else None
         stages.append(
             Stage(
                 start=part.start,
@@ -220,11 +250,7 @@ def plan_of(problem: Problem, micro_batch: int, parts: Sequence[Part]) -> Plan:
                 shares=part.shares,
                 points=part.points,
                 in_flight=in_flight_limit(len(parts), index, problem.batch // micro_batch),
-                param_bytes=sum(layer.param_bytes for layer in layers),
-                output_bytes=0 if last else layers[-1].activation_bytes,
-                gradient_bytes=0 if last else layers[-1].gradient_bytes,
-                ring_forward_bytes=ring_forward_bytes,
-                ring_backward_bytes=ring_backward_bytes,
+                **stage_bytes(problem.model.layers, part.start, part.stop, part.sharing, after)._asdict(),
             )
         )
     return Plan(

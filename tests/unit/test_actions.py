@@ -188,9 +188,22 @@ def test_groups_that_share_inside_a_sample(sharing: Sharing) -> None:
     assert sent == ([size, size] if sharing == "tensor" else [pytest.approx(0.75 * size, abs=4), size - sent[0]])
     back = [action.bytes for action in lists["d0"] if action.kind == "RB" and action.micro_batch == 0]
     assert sum(back) == size
-    ring = problem.model.layers[1].activation_bytes * 4 // 2
-    passes = {action.kind: action.bytes for action in lists["d1"] if action.kind in ("F", "B")}
-    assert passes == {"F": (2 if sharing == "sequence" else 4) * ring, "B": 4 * ring}
+    # Four tokens of a row's bytes, three and one of them on either device.
+    row_bytes = problem.model.layers[1].activation_bytes
+    large, small = row_bytes * 3 // 4, row_bytes - row_bytes * 3 // 4
+    passes = {action.kind: (action.bytes // 4, action.received_bytes // 4) for action in lists["d1"]
+              if action.kind in ("F", "B")}  # fmt: skip
+    both = 2 * row_bytes
+    expected = {
+        # In front of the loss whole tokens are gathered.
+        "tensor_sequence": {"F": (both + large, both + small), "B": (both, both)},
+        "tensor": {"F": (both, both), "B": (both, both)},
+        "sequence": {
+            "F": (both * 3 // 4 + large, both - both * 3 // 4 + small),
+            "B": (both - both * 3 // 4, both * 3 // 4),
+        },
+    }
+    assert passes == expected[sharing]
     assert any(action.kind == "AR" for action in lists["d1"]) == (sharing == "sequence")
     for listed in lists.values():
         assert parse_actions(format_actions(listed)) == listed

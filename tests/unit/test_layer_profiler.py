@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from greentrain.errors import UsageError
+from greentrain.profile import RingProfile
 from greentrain.workloads import load_workload
-from greentrain.workloads.workload import Tensors, Workload, build_seeded, run_blocks
+from greentrain.workloads.parts import AttentionParts, FeedForwardParts, LayerParts, Matrix
+from greentrain.workloads.workload import Tensors, TensorSpec, Workload, build_seeded, run_blocks
 from greentrain_harness.profilers.layers import profile_model, time_layers
+from greentrain_harness.profilers.parts import shareable
 
 
 class Masked(nn.Module):
@@ -184,3 +187,61 @@ def test_frozen_blocks_have_no_backward_time() -> None:
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(UsageError, match="no trainable parameters"):
         time_layers(tiny(frozen_masked), kind="board", point="current", provenance_command="test")
+
+
+def test_blocks_that_name_their_parts_can_be_shared_inside_a_sample() -> None:
+    embedding, *encoders, head = profile_model(load_workload("digits-vit")).layers
+    # 16 tokens of 64 floats; four heads, each with keys and values; two norms and two biases that all devices hold.
+    assert (embedding.heads, embedding.sequence, embedding.hidden_bytes) == (0, 16, 16 * 64 * 4)
+    assert (head.heads, head.sequence, head.rings) == (0, 0, None)
+    norms_and_biases = 2 * (64 + 64) + 2 * 64
+    for layer in encoders:
+        assert (layer.heads, layer.sequence) == (4, 16)
+        assert layer.rings == RingProfile(
+            hidden_bytes=16 * 64 * 4, key_value_bytes=2 * 16 * 64 * 4, parts_n=2, sum_bytes=norms_and_biases * 4
+        )
+
+
+class CrossAttending(nn.Module):
+    """As T5's decoder: keys and values of fewer heads in one transposed weight, no biases, a third part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8, bias=False)
+        self.fused = nn.Parameter(torch.zeros(8, 8 + 4 + 4))
+        self.out = nn.Linear(8, 8, bias=False)
+        self.narrow = nn.Linear(32, 8)
+
+    def parts(self) -> LayerParts:
+        attention = AttentionParts(
+            norm="norm", query=Matrix(weight="fused", stop=8, transposed=True),
+            key=Matrix(weight="fused", start=8, stop=12, transposed=True),
+            value=Matrix(weight="fused", start=12, transposed=True), out=Matrix(weight="out.weight"),
+            heads=4, key_value_heads=2,
+        )  # fmt: skip
+        feed_forward = FeedForwardParts(
+            norm="norm", widen=Matrix(weight="out.weight"), columns=32, activation=nn.functional.relu,
+            narrow=Matrix(weight="narrow.weight", bias="narrow.bias"),
+        )  # fmt: skip
+        return LayerParts(
+            attention=attention, feed_forward=feed_forward, norm_first=True, cross=attention, cross_states=1
+        )
+
+
+def test_parts_of_a_decoder() -> None:
+    hidden = TensorSpec(shape=(5, 8), dtype=torch.float64, needs_gradient=True)
+    found = shareable(CrossAttending(), (hidden, hidden))
+    assert (found.heads, found.sequence) == (2, 5)
+    # A norm of 8 weights in each of three parts and one bias of 8, all float32.
+    assert found.rings == RingProfile(
+        hidden_bytes=5 * 8 * 8, key_value_bytes=5 * (4 + 4) * 8, parts_n=3, sum_bytes=(3 * 8 + 8) * 4
+    )
+    frozen = shareable(CrossAttending().requires_grad_(False), (hidden, hidden))
+    assert frozen.rings is not None
+    assert frozen.rings.sum_bytes == 0
+
+
+def test_other_tensors_are_no_hidden_state() -> None:
+    first, second = profile_model(tiny(Masked, Head)).layers
+    assert (first.activation_bytes, first.hidden_bytes, first.side_gradient_bytes) == (25, 24, 0)
+    assert second.rings is None

@@ -16,14 +16,13 @@ from greentrain.plan import (
     Sharing,
     Stage,
     allowed,
-    common_bytes,
     in_flight_limit,
     parallelism_name,
     row_ranges,
-    slices,
     validate,
 )
 from greentrain.planners.candidate import Part
+from greentrain.sharing import common_bytes, slices
 
 PROBLEM = make_problem(3, devices=3, layers=4, batch=8, micro_batches=(4,))
 HYBRID = plan_of(PROBLEM, 4, [Part(0, 2, ("d1", "d0"), (3, 1), ("p0", "p0")), Part(2, 4, ("d2",), (4,), ("p0",))])

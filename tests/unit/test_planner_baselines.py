@@ -304,10 +304,10 @@ def test_megatron_and_sequence_parallelism_share_equally() -> None:
 @pytest.mark.parametrize(
     ("planner", "heads", "plain_layers", "message"),
     [
-        (tensor, 8, 1, "the same number of heads in all layers: layer 'layer0' has none"),
+        (tensor, 8, 3, "the same number of heads in all layers that have some: none has any"),
         (tensor, 2, 0, "cannot share 2 heads among 3 devices"),
         (tensor_sequence, 8, 3, "heads in all layers"),
-        (sequence, 8, 1, "the same number of tokens in all layers: layer 'layer0' has none"),
+        (sequence, 8, 3, "the same number of tokens in all layers that have some: none has any"),
     ],
 )
 def test_models_that_cannot_be_shared_inside_a_sample_are_named(

@@ -9,7 +9,7 @@ from problems import make_problem, plan_of, with_heads
 from greentrain.cluster import Cluster, Link, Medium
 from greentrain.cost import estimate
 from greentrain.objective import Problem
-from greentrain.parallel.tensor_sequence import pass_s, ring_loads_s
+from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s
 from greentrain.plan import Sharing, Stage
 from greentrain.planners.candidate import Part
 from greentrain.profile import interpolate_batch_s
@@ -26,12 +26,12 @@ def _cluster(*, latency_s: float = 0.0, medium: str | None = None) -> Cluster:
 
 def _pass_s(
     sharing: Sharing, cluster: Cluster, *, compute_s: float = 1.2, size: int = 250_000, overlap: bool = True,
-    direction: str = "forward",
+    rings_n: int = 4,
 ) -> float:  # fmt: skip
     """One layer of 1 MB per micro-batch of 4 rows on three devices, the largest part one half."""
-    return pass_s(
-        sharing, cluster, GROUP, direction=direction, compute_s_L=[compute_s], activation_bytes_L=[size], rows=4,
-        largest_part=0.5, overlap=overlap,
+    return layer_pass_s(
+        sharing, cluster, GROUP, compute_s=compute_s, ring_bytes=size, rings_n=rings_n, rows=4, largest_part=0.5,
+        overlap=overlap,
     )  # fmt: skip
 
 
@@ -43,12 +43,13 @@ def test_rings_by_hand() -> None:
     # Hidden behind computing.
     assert _pass_s("tensor_sequence", wire, compute_s=12.0) == pytest.approx(12.0)
     # Two AllReduces of 1 MB in four steps each.
-    assert _pass_s("tensor", wire) == pytest.approx(1.2 + 2 * 4 * (0.05 + 1 / 3))
-    # Keys and values of half the tokens, twice; on the way back four times.
-    assert _pass_s("sequence", wire) == pytest.approx(1.2 + 2 * (0.05 + 2 * 0.5))
-    assert _pass_s("sequence", wire, direction="backward") == pytest.approx(1.2 + 2 * (0.05 + 4 * 0.5))
+    assert _pass_s("tensor", wire) == pytest.approx(1.2 + 2 * 4 * (0.05 + 0.5))
+    # Keys and values of half the tokens, twice.
+    assert _pass_s("sequence", wire, rings_n=1) == pytest.approx(1.2 + 2 * (0.05 + 0.5))
     # In one medium the three tiles of a step follow one another.
     assert _pass_s("tensor_sequence", _cluster(medium="air")) == pytest.approx(4 * (0.1 + 2 * 1.5))
+    # A layer that every device computes whole.
+    assert _pass_s("tensor_sequence", wire, rings_n=0) == 1.2
 
 
 def test_a_long_latency_ruins_rings() -> None:
@@ -99,12 +100,15 @@ def test_memory_is_split_as_the_work_is() -> None:
     stash = sum(layer.stash_bytes for layer in layers)
     widest = 2 * 4 * max(layer.activation_bytes for layer in layers)
     entering = 2 * problem.model.input_bytes
-    inputs = sum(min(layer.activation_bytes, layer.stash_bytes) for layer in layers)
+    # Two parts gather their inputs for the backward pass; without sequence sharing what is in front of them, too.
+    gathered = sum(min(2 * layer.activation_bytes, layer.stash_bytes) for layer in layers)
+    inputs = sum(min(4 * layer.activation_bytes, layer.stash_bytes) for layer in layers)
     expected: dict[Sharing, float] = {
         # Adam: weights, gradients, two moments. Three quarters of the heads, columns and tokens.
-        "tensor_sequence": 4 * weights * 0.75 + 3 * (stash + entering) + widest,
+        "tensor_sequence": 4 * weights * 0.75 + 3 * (stash + entering) + 1 * gathered + widest,
         "tensor": 4 * weights * 0.75 + 3 * (stash + entering) + 1 * (inputs + entering) + widest,
-        "sequence": 4 * weights + 3 * (stash + entering) + widest,
+        # Keys and values are as large as two inputs.
+        "sequence": 4 * weights + 3 * (stash + entering) + 1 * gathered + 2 * widest,
     }
     for sharing, needed in expected.items():
         plan = plan_of(problem, 4, [Part(0, 2, ("d0", "d1"), (3, 1), ("p0", "p0"), sharing)])

@@ -26,6 +26,7 @@ from greentrain.workloads.workload import (
     structure_sha256,
 )
 from greentrain_harness.environment import host_description, package_versions
+from greentrain_harness.profilers.parts import shareable
 
 __all__ = ["DEFAULT_BATCHES", "profile_model", "time_layers"]
 
@@ -65,6 +66,7 @@ def profile_model(workload: Workload) -> ModelProfile:
                 stash_bytes=-(-stash.size_bytes // _PROFILE_ROWS),
                 forward_flop=_forward_flop(block, tensors) / _PROFILE_ROWS,
                 frozen_bytes=sum(parameter.nbytes for parameter in block.parameters() if not parameter.requires_grad),
+                **shareable(block, outputs)._asdict(),
             )
         )
         tensors = _detached(results)
