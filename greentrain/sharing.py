@@ -17,7 +17,7 @@ gradients. Conventions, with g devices and shares that add up to ``total``:
   a gradient through that joint, gathers the gradient of the hidden state, backward.
 - Other tensors than the hidden state (masks, encoder states) are held whole by every device. Their gradients are
   partial sums in split layers: in front of a run of split layers (at the cut into the stage, or behind a replicated
-  layer) they are summed by one AllReduce, backward, tiles in proportion to the shares.
+  layer) they are summed by one AllReduce, backward, tiles in proportion to the shares, in multiples of 8 bytes.
 - A split layer without a gradient behind it does nothing backward, and has no rings there.
 - Gradients of weights that are summed over the group once a round: all of them for ``samples``; those of split
   layers for ``sequence``; for ``tensor_sequence`` only :attr:`RingProfile.sum_bytes` of split layers, which every
@@ -63,7 +63,11 @@ __all__ = [
     "shares_total",
     "slices",
     "stage_rings",
+    "tile_bounds",
 ]
+
+# A tile that is summed must not end inside a number; the largest have so many bytes.
+_NUMBER_BYTES = 8
 
 Sharing = Literal["samples", "tensor_sequence", "tensor", "sequence"]
 Direction = Literal["forward", "backward"]
@@ -224,12 +228,29 @@ def ring_pass_bytes(
         gathers_n, scatters_n = ring.counts(direction)
         if gathers_n + scatters_n == 0:
             continue
-        tiles = tuple(_whole_range(piece, ring.bytes) for piece in _token_slices(shares, micro_batch, ring.tokens))
+        tiles = tuple(last - first for first, last in tile_bounds(shares, ring.bytes, ring.tokens))
         whole = sum(tiles)
         own, next_one, one_before = tiles[position], tiles[(position + 1) % group_n], tiles[position - 1]
         sent += gathers_n * (whole - next_one) + scatters_n * (whole - own)
         received += gathers_n * (whole - own) + scatters_n * (whole - one_before)
     return sent * micro_batch, received * micro_batch
+
+
+def tile_bounds(shares: Sequence[int], row_bytes: int, tokens: int = 0) -> tuple[tuple[int, int], ...]:
+    """Half-open range of bytes of a row that each device's tile in a ring has.
+
+    Args:
+        shares: Shares of the group.
+        row_bytes: Bytes per sample of the whole tensor.
+        tokens: Its tokens; 0: tiles of whole numbers of any type, in proportion to the shares.
+    """
+    total = sum(shares)
+    marks = [mark * (tokens or row_bytes) // total for mark in itertools.accumulate(shares, initial=0)]
+    if tokens:
+        marks = [mark * row_bytes // tokens for mark in marks]
+    else:
+        marks = [*(mark // _NUMBER_BYTES * _NUMBER_BYTES for mark in marks[:-1]), row_bytes]
+    return tuple(itertools.pairwise(marks))
 
 
 def group_sum_bytes(sharing: Sharing, layers: Sequence[LayerProfile]) -> int:
@@ -352,8 +373,3 @@ def cut_side_bytes(layer: LayerProfile, before: Sharing, after: Sharing) -> tupl
     if before == after == "samples":
         return 0, 0
     return layer.activation_bytes - layer.hidden_bytes, layer.side_gradient_bytes
-
-
-def _whole_range(piece: Slice, bytes_per_row: int) -> int:
-    last = piece.last_part * bytes_per_row // piece.parts_n
-    return last - piece.first_part * bytes_per_row // piece.parts_n

@@ -4,48 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator
-from datetime import timedelta
-from typing import TypeVar, cast
+from collections.abc import Generator
 
 import pytest
 import torch
+from rings import on_ring
 from torch import Tensor
-from torch.distributed import HashStore, ProcessGroup, ProcessGroupGloo  # pyright: ignore[reportPrivateImportUsage]
 
 from greentrain.errors import RunError
 from greentrain.runtime.collectives import Bounds, Ring, even_bounds, share_bounds
 
-_Result = TypeVar("_Result")
-
 SHARES = [(1, 1), (3, 1), (4, 3, 2, 1), (1, 0, 5), (0, 7)]
-
-
-def on_ring(size: int, work: Callable[[Ring], _Result], *, timeout_s: float = 20.0) -> list[_Result]:
-    """Run the same work on every member of a ring, each in a thread with a gloo group of its own."""
-    store = HashStore()
-    results: dict[int, _Result] = {}
-    errors: list[BaseException] = []
-    # Nobody leaves while another still waits for its rows.
-    everyone = threading.Barrier(size)
-
-    def member(position: int) -> None:
-        try:
-            group = ProcessGroupGloo(store, position, size, timedelta(seconds=timeout_s))
-            ring = Ring(cast("ProcessGroup", group))
-            results[position] = work(ring)
-            everyone.wait(timeout=30)
-            ring.close()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=member, args=(position,), daemon=True) for position in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=40)
-    assert not errors, errors
-    return [results[position] for position in range(size)]
 
 
 def addend(position: int, rows: int, width: int, dtype: torch.dtype) -> Tensor:
