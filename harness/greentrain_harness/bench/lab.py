@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import NamedTuple
 from greentrain.errors import GreentrainError, RunError
 from greentrain.files import read_json
 from greentrain.summary import SUMMARY_SCHEMA, Summary
+from greentrain_harness.bench._lab_commands import greentrain, lab_down, measure_nodes
 from greentrain_harness.bench._lab_table import Row, agreement_table, plans_table, ratios_table, read_rows, write_rows
 
 __all__ = ["main"]
@@ -39,7 +39,6 @@ _PLANS: dict[str, tuple[str, ...]] = {
     "data": ("--planner", "data"),
     "data-equal": ("--planner", "data-equal"),
 }
-_COMMAND = [sys.executable, "-m", "greentrain.cli"]
 
 
 class Case(NamedTuple):
@@ -71,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m greentrain_harness.bench.lab", description=_ABOUT)
     parser.add_argument("--rounds", type=int, default=40, help="rounds per plan")
-    parser.add_argument("--quotas", nargs="+", default=["60,40,25,15"], help="clusters: percent of a core by node, comma")
+    parser.add_argument(
+        "--quotas", nargs="+", default=["60,40,25,15"], help="clusters: percent of a core by node, comma"
+    )
     parser.add_argument("--bandwidths", default="100Mbit", help="links of each cluster, comma")
     parser.add_argument("--models", default="digits-cnn", help="workloads, comma")
     parser.add_argument("--plans", default="", help=f"of {', '.join(_PLANS)}; comma; default: what fits the model")
@@ -91,10 +92,10 @@ def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[
         return
     name = f"bench{os.getpid()}"
     try:
-        _greentrain(folder, "lab", "up", "--name", name, "--quotas", case.quotas, "--bandwidth", case.bandwidth)
+        greentrain(folder, "lab", "up", "--name", name, "--quotas", case.quotas, "--bandwidth", case.bandwidth)
         for model in dict.fromkeys(model for model, _ in wanted):
-            _measure(folder, name, model)
-        _greentrain(folder, "cluster", "init", "--lab", name, "--force")
+            measure_nodes(folder, name, model)
+        greentrain(folder, "cluster", "init", "--lab", name, "--force")
         for number, (model, plan) in enumerate(wanted):
             row = _row(folder, case, model, plan, f"{case.bandwidth}-{number}", options)
             if row is not None:
@@ -102,15 +103,7 @@ def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[
                 if options.output is not None:
                     write_rows(options.output, rows)
     finally:
-        subprocess.run([*_COMMAND, "lab", "down", "--name", name], cwd=folder, capture_output=True, check=False)
-
-
-def _measure(folder: Path, lab: str, model: str) -> None:
-    measured = folder / f"{model}.measured"
-    if not measured.exists():
-        measure = ["greentrain", "measure", "--device", "jetson", "--model", model]
-        _greentrain(folder, "lab", "exec", "--name", lab, "--all", "--", *measure)
-        measured.touch()
+        lab_down(folder, name)
 
 
 def _row(folder: Path, case: Case, model: str, plan: str, run: str, options: argparse.Namespace) -> Row | None:
@@ -118,11 +111,11 @@ def _row(folder: Path, case: Case, model: str, plan: str, run: str, options: arg
     sys.stderr.write(f"{model}, {case.quotas} %, {case.bandwidth}: {plan} …\n")
     choice = [*_PLANS[plan], *(["--micro-batch", options.micro_batch] if options.micro_batch else [])]
     try:
-        _greentrain(folder, "schedule", *choice, "--model", model, "--no-explain", "-o", "plan.json")
+        greentrain(folder, "schedule", *choice, "--model", model, "--no-explain", "-o", "plan.json")
     except RunError as error:
         sys.stderr.write(f"  left out: {error.message}\n")
         return None
-    _greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(options.rounds))
+    greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(options.rounds))
     summary = read_json(folder / "runs" / run / "summary.json", Summary, schema=SUMMARY_SCHEMA)
     predicted, measured = summary.predicted, summary.measured
     if predicted.step_s is None or predicted.joules_per_sample is None or measured.joules_per_sample is None:
@@ -148,14 +141,6 @@ def _memory_error(summary: Summary) -> float | None:
     both = [(size, summary.measured.peak_bytes.get(device)) for device, size in summary.predicted.peak_bytes.items()]
     errors = [predicted / measured - 1 for predicted, measured in both if measured]
     return max(errors, key=abs, default=None)
-
-
-def _greentrain(folder: Path, *arguments: str) -> None:
-    done = subprocess.run([*_COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-        reason = last[-1].removeprefix("Error: ") if last else done.stderr[-200:]
-        raise RunError(f"greentrain {arguments[0]}: exit status {done.returncode}: {reason}")
 
 
 if __name__ == "__main__":

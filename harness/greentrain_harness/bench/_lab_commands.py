@@ -1,0 +1,40 @@
+"""The command line as the lab's benchmarks use it: in a folder, an error with its last words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from greentrain.errors import RunError
+
+__all__ = ["greentrain", "lab_down", "measure_nodes"]
+
+_COMMAND = [sys.executable, "-m", "greentrain.cli"]
+
+
+def greentrain(folder: Path, *arguments: str) -> None:
+    """Run a command of greentrain in a folder.
+
+    Raises:
+        RunError: It failed.
+    """
+    done = subprocess.run([*_COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+        reason = last[-1].removeprefix("Error: ") if last else done.stderr[-200:]
+        raise RunError(f"greentrain {arguments[0]}: exit status {done.returncode}: {reason}")
+
+
+def lab_down(folder: Path, name: str) -> None:
+    """Take a lab down, or what is left of it."""
+    subprocess.run([*_COMMAND, "lab", "down", "--name", name], cwd=folder, capture_output=True, check=False)
+
+
+def measure_nodes(folder: Path, lab: str, model: str) -> None:
+    """Measure a model on every node of a lab, once per folder."""
+    measured = folder / f"{model}.measured"
+    if not measured.exists():
+        measure = [*_COMMAND, "measure", "--device", "jetson", "--model", model]
+        greentrain(folder, "lab", "exec", "--name", lab, "--all", "--", *measure)
+        measured.touch()
