@@ -23,4 +23,4 @@ def test_ratios_are_medians_of_pairs() -> None:
 
 def test_a_method_without_its_counterpart_has_no_ratio() -> None:
     plan, _ = make_plan("pipeline-2", toy(torch.float32))
-    assert table({"1f1b": [10.0]}, {"pipeline": plan}, "here").splitlines()[-1].endswith("×")
+    assert table({"1f1b": [10.0]}, {"pipeline": plan}, "here").splitlines()[-1].endswith("10.0 (10.0 to 10.0)")

@@ -176,10 +176,8 @@ def table(found: Mapping[str, Sequence[float]], plans: Mapping[str, Plan], where
         for name, values in found.items():
             if _METHODS[name][0] == planner:
                 middle = statistics.median(values)
-                ratio = f"{_ratio(found[own], values):7.3f}" if own is not None else ""
-                lines.append(
-                    f"  {name:30} {middle:9.1f} ({min(values):.1f} to {max(values):.1f})  greentrain × {ratio}"
-                )
+                ratio = f"  greentrain × {_ratio(found[own], values):7.3f}" if own is not None else ""
+                lines.append(f"  {name:30} {middle:9.1f} ({min(values):.1f} to {max(values):.1f}){ratio}")
     return "\n".join(lines) + "\n"
 
 
