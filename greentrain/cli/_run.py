@@ -88,7 +88,7 @@ def _launch(
     run, folder = _claim_folder(options.run, plan.model)
     try:
         _check_space(folder, plan)
-        write_plan_files(folder, plan, problem.cluster, simulated, options.plan_path)
+        write_plan_files(folder, plan, problem, simulated, options.plan_path)
         send_run_files(entries, folder, options, problem.model.workload)
         commands = _commands(plan, entries, folder, run, options)
     except BaseException:

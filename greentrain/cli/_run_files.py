@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from greentrain.cli._common import say
+from greentrain.cli._run_beside import write_beside
 from greentrain.cluster import Cluster
 from greentrain.errors import GreentrainError
-from greentrain.files import canonical_sha256, read_json, write_bytes, write_json
+from greentrain.files import canonical_sha256, write_bytes, write_json
 from greentrain.ledger import LedgerRow, write_ledger
-from greentrain.plan import PLAN_SCHEMA, Estimate, Plan, parallelism_name, time_optimal_path
+from greentrain.objective import Problem
+from greentrain.plan import PLAN_SCHEMA, Estimate, Plan, parallelism_name
 from greentrain.summary import SUMMARY_SCHEMA, Outcome, Summary
 
 if TYPE_CHECKING:
@@ -26,20 +28,13 @@ _CLUSTER_SCHEMA = "greentrain.cluster/1"
 
 
 def write_plan_files(
-    folder: Path, plan: Plan, cluster: Cluster, simulated: Sequence[LedgerRow], plan_path: Path
+    folder: Path, plan: Plan, problem: Problem, simulated: Sequence[LedgerRow], plan_path: Path
 ) -> None:
-    """Keep with the run what it was started from; the time-optimal plan too where it lies beside the plan."""
+    """Keep with the run what it was started from, and what its plan is compared with later."""
     write_json(folder / "plan.json", plan, schema=PLAN_SCHEMA)
-    write_json(folder / "cluster.json", cluster, schema=_CLUSTER_SCHEMA)
+    write_json(folder / "cluster.json", problem.cluster, schema=_CLUSTER_SCHEMA)
     write_ledger(folder / "predicted.csv", simulated)
-    beside = time_optimal_path(plan_path)
-    if beside.exists():
-        fastest = read_json(beside, Plan, schema=PLAN_SCHEMA)
-        # A plan file left over from another model or cluster would compare apples with pears.
-        if (fastest.structure_sha256, fastest.cluster, fastest.batch) == (
-            plan.structure_sha256, plan.cluster, plan.batch,
-        ):  # fmt: skip
-            write_json(folder / "time_optimal.plan.json", fastest, schema=PLAN_SCHEMA)
+    write_beside(folder, plan, problem, plan_path)
 
 
 def write_run(

@@ -130,7 +130,7 @@ def _train(
         trained = train(job, sampler, report, say)
     if trained is not None:
         if not (folder / "plan.json").exists():
-            write_plan_files(folder, plan, problem.cluster, simulate(plan, problem), options.plan_path)
+            write_plan_files(folder, plan, problem, simulate(plan, problem), options.plan_path)
         write_run(folder, job, trained, problem.cluster, price, package_versions(), started_utc)
 
 
