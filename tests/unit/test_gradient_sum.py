@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from greentrain.runtime import gradient_sum
-from greentrain.runtime.gradient_sum import GradientSum, buckets_of
+from greentrain.runtime.buckets import buckets_of
+from greentrain.runtime.gradient_sum import GradientSum
 from greentrain.runtime.group import RunGroup
 
 
