@@ -11,6 +11,7 @@ with P_rest the sleep power of a device that can sleep, else its idle power. A p
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -123,8 +124,11 @@ class CostTables:
             times = model.times_of(device.kind, point)
             inside = sharing != "samples"
             rows_L = [micro_batch if inside and not is_split(sharing, layer) else rows for layer in model.layers]
-            found = (_interpolated(times.batch_B, times.forward_s_LB, rows_L),
-                     _interpolated(times.batch_B, times.backward_s_LB, rows_L))  # fmt: skip
+            forward_s = _interpolated(times.batch_B, times.forward_s_LB, rows_L)
+            backward_s = _interpolated(times.batch_B, times.backward_s_LB, rows_L)
+            if self.problem.recompute:
+                backward_s = tuple(map(operator.add, forward_s, backward_s))
+            found = (forward_s, backward_s)
             self._passes[key] = found
         forward_s, backward_s = found
         return forward_s[stop] - forward_s[start], backward_s[stop] - backward_s[start]

@@ -81,6 +81,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         micro_batches: Candidate micro-batch sizes; each divides the batch.
         optimizer: Decides the optimizer's memory.
         parallelism: Only plans of this name count (:func:`greentrain.plan.parallelism_name`); ``any`` of them.
+        recompute: Activations inside layers are not kept but computed again in the backward pass.
     """
 
     model: ModelProfile
@@ -90,6 +91,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     micro_batches: tuple[int, ...]
     optimizer: Optimizer = "adam"
     parallelism: Parallelism | Literal["any"] = "any"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         require_positive(batch=self.batch)

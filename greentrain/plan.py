@@ -227,6 +227,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         optimizer: The optimizer priced in memory.
         stages: In pipeline order; a device is in at most one stage.
         schedule: Order of the micro-batches.
+        recompute: Activations inside layers are not kept but computed again in the backward pass; only where all
+            stages share samples.
         estimate: The price (None before pricing).
         certificate: The proof (None for a plan written by hand).
         reasons: Why each device is in or out, in words.
@@ -243,6 +245,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     optimizer: Optimizer
     stages: tuple[Stage, ...]
     schedule: Literal["1f1b"] = "1f1b"
+    recompute: bool = False
     estimate: Estimate | None = None
     certificate: Certificate | None = None
     reasons: dict[str, str] = {}
@@ -259,6 +262,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             require(
                 stage.sharing != "samples" or sum(stage.shares) == self.micro_batch,
                 f"stage {index}: shares {stage.shares} do not add up to the micro-batch {self.micro_batch}",
+            )
+            require(
+                stage.sharing == "samples" or not self.recompute,
+                f"stage {index} shares {stage.sharing!r}, only stages that share samples can recompute",
             )
             twice = used & set(stage.devices)
             require(not twice and len(set(stage.devices)) == len(stage.devices), f"device used twice in stage {index}")

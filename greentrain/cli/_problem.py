@@ -159,8 +159,9 @@ def problem_of_plan(
         check_model(plan, model)
         lower(plan)
     problem = make_problem(
-        model, cluster, plan.objective, batch=plan.batch, micro_batches=(plan.micro_batch,), optimizer=plan.optimizer
-    )
+        model, cluster, plan.objective, batch=plan.batch, micro_batches=(plan.micro_batch,), optimizer=plan.optimizer,
+        recompute=plan.recompute,
+    )  # fmt: skip
     return file, problem
 
 
@@ -183,6 +184,7 @@ def make_problem(
     micro_batches: Iterable[int],
     optimizer: Optimizer,
     parallelism: Parallelism | Literal["any"] = "any",
+    recompute: bool = False,
 ) -> Problem:
     """A checked problem.
 
@@ -198,6 +200,7 @@ def make_problem(
             micro_batches=tuple(micro_batches),
             optimizer=optimizer,
             parallelism=parallelism,
+            recompute=recompute,
         )
     except (ValueError, msgspec.ValidationError) as error:
         raise UsageError(f"{error}.", hint="Check --batch and --micro-batch.") from error

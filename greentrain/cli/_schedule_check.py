@@ -119,7 +119,7 @@ def _origin_differences(plan: Plan, cluster_path: Path, profiles: Path) -> list[
         return [error.message.rstrip(".")]
     problem = Problem(
         model=model, cluster=cluster, objective=plan.objective, batch=plan.batch, micro_batches=(plan.micro_batch,),
-        optimizer=plan.optimizer,
+        optimizer=plan.optimizer, recompute=plan.recompute,
     )  # fmt: skip
     now = origin_of(problem)
     found: list[str] = []

@@ -35,6 +35,7 @@ class ScheduleOptions:
     parallelism: Parallelism | Literal["any"]
     batch: int | None
     micro_batches: tuple[int, ...]
+    recompute: bool
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     simulated: bool
@@ -92,7 +93,7 @@ def asked_problem(options: ScheduleOptions) -> Asked:
     problem = make_problem(
         profile, selection.cluster, _objective(options, cluster, selection.cluster, workload, batch), batch=batch,
         micro_batches=options.micro_batches or micro_batches, optimizer=workload.optimizer,
-        parallelism=options.parallelism,
+        parallelism=options.parallelism, recompute=options.recompute,
     )  # fmt: skip
     return Asked(problem=problem, selection=selection)
 

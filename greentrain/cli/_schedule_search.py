@@ -68,6 +68,7 @@ class Planning:
             InfeasibleError: No plan satisfies the constraints.
         """
         begun_s = time.monotonic()
+        problem = _planned(problem)
         try:
             if self.planner == "exact" or (self.planner == "auto" and auto.is_exact(problem)):
                 return exact.finalists(
@@ -112,6 +113,7 @@ class Planning:
         if self.planner not in ("auto", "exact"):
             raise click.UsageError("--frontier is made by the exact planner; leave out --planner.")
         limit_s = exact.DEFAULT_TIME_LIMIT_S if self.time_limit_s is None else self.time_limit_s
+        problem = _planned(problem)
         begun_s = time.monotonic()
         if self.planner == "exact" or auto.is_exact(problem):
             plans, whole = exact.frontier(problem, time_limit_s=limit_s, progress=self.patience.report)
@@ -133,6 +135,7 @@ class Planning:
 
     def _ask(self, problem: Problem, time_limit_s: float | None, gap_ratio: float) -> Plan:
         report = self.patience.report
+        problem = _planned(problem)
         if self.planner == "exact":
             limit_s = exact.DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s
             return exact.plan(problem, time_limit_s=limit_s, gap_ratio=gap_ratio, progress=report)
@@ -142,6 +145,14 @@ class Planning:
         if self.planner == "auto":
             return auto.plan(problem, time_limit_s=time_limit_s, gap_ratio=gap_ratio, progress=report)
         return load_planner(self.planner)(problem)
+
+
+def _planned(problem: Problem) -> Problem:
+    """What the planners are given: where layers are computed again, none has heads to share out."""
+    if not problem.recompute:
+        return problem
+    layers = tuple(msgspec.structs.replace(layer, heads=0, sequence=0) for layer in problem.model.layers)
+    return msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=layers))
 
 
 def _best_ones(plans: list[Plan]) -> tuple[Plan, ...]:

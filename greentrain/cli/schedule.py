@@ -67,6 +67,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per optimizer step; the workload's own by default.")
 @click.option("--micro-batch", "micro_batches", type=click.IntRange(min=1), multiple=True, help="Candidate sizes.")
+@click.option("--recompute", is_flag=True, help="Compute activations again instead of keeping them: less memory.")
 @click.option("--include", multiple=True, metavar="DEVICE", help="Plan with these devices only.")
 @click.option("--exclude", multiple=True, metavar="DEVICE", help="Plan without these devices.")
 @click.option("--simulated", is_flag=True, help="Also plan with catalogue devices that cannot run here.")

@@ -26,20 +26,21 @@ def memory_bytes(stage: Stage, position: int, problem: Problem, micro_batch: int
     MOD is weights and accumulated gradients, OPT the optimizer's state (Asteroid, arXiv 2408.08015). Once nothing
     is in flight any more, the gradient sum needs a flat copy of the gradients. Where work is shared inside a sample,
     heads and columns split the weights and the stash of split layers, tokens the stash, but for what is gathered for
-    the backward pass; replicated layers are whole on each device. A ring needs two whole tensors.
+    the backward pass; replicated layers are whole on each device. A ring needs two whole tensors. Where layers are
+    computed again (Chen et al., arXiv 1604.06174), ACT is their inputs, and once the most that a layer keeps.
     """
     rows = stage.work_rows(position, micro_batch)
     entering = problem.model.layers[stage.start - 1] if stage.start > 0 else None
     entering_bytes = entering.activation_bytes if entering else problem.model.input_bytes
     layers = problem.model.layers[stage.start : stage.stop]
     if stage.sharing == "samples":
-        fixed, per_row = _memory_terms(layers, stage.in_flight, problem)
+        fixed, per_row = _memory_terms(layers, stage.in_flight, problem, entering_bytes)
         moving = per_row * rows + 2 * (entering_bytes + stage.output_bytes) * rows
         return ceil(fixed + max(moving, stage.sum_bytes))
     split = [layer for layer in layers if is_split(stage.sharing, layer)]
-    split_fixed, split_row = _memory_terms(split, stage.in_flight, problem)
+    split_fixed, split_row = _memory_terms(split, stage.in_flight, problem, entering_bytes)
     whole_fixed, whole_row = _memory_terms(
-        [layer for layer in layers if not is_split(stage.sharing, layer)], stage.in_flight, problem
+        [layer for layer in layers if not is_split(stage.sharing, layer)], stage.in_flight, problem, entering_bytes
     )
     kept = stage.in_flight * sum(kept_whole_bytes(stage.sharing, layer) for layer in split)
     side_bytes = entering_bytes - entering.hidden_bytes if entering else 0
@@ -64,8 +65,8 @@ def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Pr
         group_n: Devices that share the rows; two or more need room for a gradient sum.
     """
     model = problem.model
-    fixed, per_row = _memory_terms(model.layers[start:stop], in_flight, problem)
     entering = model.layers[start - 1].activation_bytes if start > 0 else model.input_bytes
+    fixed, per_row = _memory_terms(model.layers[start:stop], in_flight, problem, entering)
     leaving = model.layers[stop - 1].activation_bytes if stop < len(model.layers) else 0
     free = device.memory_bytes - fixed
     if group_n > 1 and free < sum(layer.param_bytes for layer in model.layers[start:stop]):
@@ -74,9 +75,16 @@ def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Pr
     return max(free // max(per_row + 2 * (entering + leaving), 1), 0)
 
 
-def _memory_terms(layers: Sequence[LayerProfile], in_flight: int, problem: Problem) -> tuple[int, int]:
+def _memory_terms(
+    layers: Sequence[LayerProfile], in_flight: int, problem: Problem, entering_bytes: int
+) -> tuple[int, int]:
     """Bytes of weights, gradients and optimizer state; bytes per row of what is kept for the backward pass."""
     trainable = sum(layer.param_bytes for layer in layers)
     frozen = sum(layer.frozen_bytes for layer in layers)
-    stash = sum(layer.stash_bytes for layer in layers)
-    return trainable * (2 + OPTIMIZER_STATES[problem.optimizer]) + frozen, in_flight * stash
+    fixed = trainable * (2 + OPTIMIZER_STATES[problem.optimizer]) + frozen
+    if not problem.recompute:
+        return fixed, in_flight * sum(layer.stash_bytes for layer in layers)
+    # Each layer that has a backward pass keeps its input; one at a time is computed again.
+    inputs = (entering_bytes, *(layer.activation_bytes for layer in layers[:-1]))
+    kept = sum(size for size, layer in zip(inputs, layers, strict=True) if layer.stash_bytes > 0)
+    return fixed, in_flight * kept + max((layer.stash_bytes for layer in layers), default=0)

@@ -54,6 +54,7 @@ def assemble(problem: Problem, planner: str, micro_batch: int, parts: Sequence[P
         micro_batch=micro_batch,
         optimizer=problem.optimizer,
         stages=tuple(stages),
+        recompute=problem.recompute,
     )
     return msgspec.structs.replace(plan, estimate=estimate(plan, problem, tables=tables))
 
