@@ -2,7 +2,8 @@
 
 The round's length couples all stages: every device that waits pays for it. So the search looks at one window of
 round lengths after another. Inside a window waiting is bounded from below by the window's short end, joules add up
-over the stages, and shortest paths over (layers, devices left) bound every plan (:mod:`.stage_bounds`). Windows
+over the stages, and shortest paths over (layers, devices left) bound every plan (:mod:`.stage_bounds`), as they
+bound the way of a micro-batch through the stages (:mod:`.round_bounds`). Windows
 that cannot beat the best plan known are closed; wide ones are split; in narrow ones pipelines are built from the
 last stage, as labels that are dropped when another is better in everything that can matter (:mod:`.labels`).
 What remains of the bounds when the search ends is the certificate.
@@ -26,6 +27,7 @@ from greentrain.planners import load_planner
 from greentrain.planners.candidate import best_of, certified, lower_bound
 from greentrain.planners.goal import BestGoal, FrontierGoal, minimising_energy, minimising_time
 from greentrain.planners.options import Window
+from greentrain.planners.round_bounds import Reach
 from greentrain.planners.search_space import OutOfTimeError, SearchSpace
 from greentrain.planners.single import candidates as single_candidates
 from greentrain.planners.window_search import TooManyError, WindowSearch
@@ -37,7 +39,10 @@ DEFAULT_TIME_LIMIT_S = 30.0
 # Windows wider than this are split unless only few ways to run a stage are left in them.
 _WIDEST_WINDOW = 1.25
 _WIDEST_IN_TIME = 1.05
+_ROUNDING = 1 + 1e-9
 _NARROWEST_WINDOW = 1.002
+# No round is looked for below a limit that no plan can keep; the limit rises in such steps.
+_SHORT_STEP = 1.1
 _FEW_CONFIGURATIONS = 2_000
 _MOST_CONFIGURATIONS = 150_000
 # Windows with more ways to run a stage are looked at quickly first.
@@ -152,6 +157,7 @@ class _OpenWindow(NamedTuple):
     order: int
     micro_batch: int
     window: Window
+    wider: Reach | None
 
 
 @dataclass
@@ -221,7 +227,18 @@ class _Search:
         fluid_s = 0.5 * lower_bound(minimising_time(space.problem)) * space.problem.batch
         shortest_s = max(self.shortest_s, fluid_s)
         for micro_batch in space.tables_of:
-            self._push(micro_batch, Window(shortest_s, space.longest_round_s(micro_batch)))
+            possible_s = self._shortest_s(micro_batch, shortest_s)
+            self._push(micro_batch, Window(possible_s, space.longest_round_s(micro_batch)))
+
+    def _shortest_s(self, micro_batch: int, shortest_s: float) -> float:
+        """A limit within which no round of this micro-batch size can end, but perhaps within a slightly longer one."""
+        rounds = self.space.tables_of[micro_batch].rounds
+        longest_s = self.space.longest_round_s(micro_batch)
+        while shortest_s < longest_s and time.monotonic() < self.space.stop_at_s:
+            if rounds.within(_SHORT_STEP * shortest_s).possible:
+                break
+            shortest_s *= _SHORT_STEP
+        return shortest_s
 
     def _fastest_s(self) -> float:
         left_s = max(self.space.stop_at_s - time.monotonic(), 0.1) / 2
@@ -229,30 +246,36 @@ class _Search:
         assert fastest.estimate is not None
         return fastest.estimate.step_s
 
-    def _push(self, micro_batch: int, window: Window) -> None:
+    def _push(self, micro_batch: int, window: Window, wider: Reach | None = None) -> None:
         space = self.space
         window = Window(window.low_s, min(window.high_s, space.goal.limit_s()))
         if window.high_s < window.low_s:
             return
-        bounds = space.bounds(micro_batch, window)
-        bound = space.goal.least_value(window.low_s, bounds.plan_j + space.base_w * window.low_s)
+        plan_j = 0.0
+        if space.goal.by_energy or window.high_s <= _WIDEST_IN_TIME * _ROUNDING * window.low_s:
+            bounds = space.bounds(micro_batch, window, wider)
+            plan_j, wider = bounds.joules.plan_j, bounds.reach
+        bound = space.goal.least_value(window.low_s, plan_j + space.base_w * window.low_s)
         if not space.goal.closes(bound):
             self._order += 1
-            heapq.heappush(self._heap, _OpenWindow(bound, self._order, micro_batch, window))
+            heapq.heappush(self._heap, _OpenWindow(bound, self._order, micro_batch, window, wider))
 
     def _look(self, least: _OpenWindow) -> None:
         """Build the window's pipelines, or split it; either way it is done with."""
         goal = self.space.goal
         window = Window(least.window.low_s, min(least.window.high_s, goal.limit_s()))
         ratio = window.high_s / window.low_s
+        if not goal.by_energy and ratio > _WIDEST_IN_TIME * _ROUNDING:
+            self._replace(least, _split(window, _WIDEST_IN_TIME * window.low_s), None)
+            return
         # Joules tell most plans apart even in a wide window; seconds alone do not.
-        wide = ratio > (_WIDEST_WINDOW if goal.by_energy else _WIDEST_IN_TIME)
+        wide = ratio > _WIDEST_WINDOW
         # Of a frontier every plan is wanted, so joules prune little where the window is wide.
         few = 0 if isinstance(goal, FrontierGoal) else _FEW_CONFIGURATIONS
         most = few if wide else _MOST_CONFIGURATIONS
-        parts: tuple[Window, ...] = ()
         shares = "all" if self.space.all_shares else "cheapest"
-        bounds = self.space.bounds(least.micro_batch, window)
+        bounds = self.space.bounds(least.micro_batch, window, least.wider)
+        parts: tuple[Window, ...] = ()
         search = WindowSearch(self.space, least.micro_batch, window, bounds, most, shares)
         try:
             if shares == "cheapest" and goal.by_energy and _QUICK_LOOK < search.configurations_n <= most:
@@ -263,11 +286,18 @@ class _Search:
             if ratio < _NARROWEST_WINDOW:
                 self._given_up = min(self._given_up, least.bound)  # Its bound stays part of the certificate.
             else:
-                middle_s = sqrt(window.low_s * window.high_s)
-                parts = (Window(window.low_s, middle_s), Window(middle_s, window.high_s))
+                parts = _split(window, sqrt(window.low_s * window.high_s))
+        self._replace(least, parts, bounds.reach)
+
+    def _replace(self, least: _OpenWindow, parts: tuple[Window, ...], wider: Reach | None) -> None:
+        """Open the parts of a window in its place."""
         for part in parts:
-            self._push(least.micro_batch, part)
-        self._heap.remove(least)
+            self._push(least.micro_batch, part, wider)
+        self._heap = [waiting for waiting in self._heap if waiting.order != least.order]
         heapq.heapify(self._heap)
         if self.progress is not None:
             self.progress(f"{len(self._heap)} windows open, {self.space.considered_n} pairs of stages considered")
+
+
+def _split(window: Window, middle_s: float) -> tuple[Window, Window]:
+    return Window(window.low_s, middle_s), Window(middle_s, window.high_s)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,17 +14,20 @@ from greentrain.cost import CostTables
 from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_s
+from greentrain.parallel.tensor_sequence import rings_s
 from greentrain.plan import Plan, Sharing, allowed
 from greentrain.planners.cuts import Cuts, least_cut_j_S
 from greentrain.planners.device_types import DeviceTypes, device_types
 from greentrain.planners.goal import Goal
-from greentrain.planners.options import Options, Window
+from greentrain.planners.options import Window
+from greentrain.planners.round_bounds import Reach, RoundBounds, StageSeconds
 from greentrain.planners.span_tables import SpanTables, counted_w, span_tables
-from greentrain.planners.stage_bounds import StageBounds, least_fill_s, stage_bounds
+from greentrain.planners.stage_bounds import StageBounds, stage_bounds
 from greentrain.planners.stage_options import OptionMaker
+from greentrain.sharing import Direction, stage_rings
 from greentrain.units import format_quantity
 
-__all__ = ["OutOfTimeError", "SearchSpace", "Tables", "all_span_tables"]
+__all__ = ["OutOfTimeError", "SearchSpace", "Tables", "WindowBounds", "all_span_tables"]
 
 # Problems with fewer ways to share single stages are searched over all shares.
 _MOST_ALLOCATIONS = 100_000
@@ -43,18 +48,26 @@ class Tables:
         makers: Make the options of stages, one per way to share.
         cuts: Prices cuts.
         cut_j_S: Least joules of the cut behind each span.
-        fill_s_UL: Least seconds of one micro-batch in the layers before a boundary.
-        fastest: Options by memory where joules do not matter.
-        fastest_to_s: Rounds for which these are complete.
+        rounds: Finds the stages that can be part of a round within a limit.
     """
 
     spans: SpanTables
     makers: tuple[OptionMaker, ...]
     cuts: Cuts
     cut_j_S: np.ndarray
-    fill_s_UL: np.ndarray
-    fastest: list[tuple[np.ndarray, Options]] = field(default_factory=list[tuple[np.ndarray, Options]])
-    fastest_to_s: float = 0.0
+    rounds: RoundBounds
+
+
+class WindowBounds(NamedTuple):
+    """What holds for every plan in a round of a window.
+
+    Attributes:
+        joules: Least joules of every part of a plan.
+        reach: Stages that can be part of it, and the seconds that the others take.
+    """
+
+    joules: StageBounds
+    reach: Reach
 
 
 @dataclass
@@ -67,7 +80,7 @@ class SearchSpace:
         must_use: Only plans with this device count.
         must_avoid: Only plans without this device count.
         stop_at_s: Monotonic time at which the search ends.
-        considered_n: Pairs of stages that were looked at.
+        considered_n: Plans and pairs of stages that were looked at.
         all_shares: Whether all shares are tried, or the cheapest within each limit.
         cost_tables: Layer times.
         types: Device types.
@@ -96,7 +109,6 @@ class SearchSpace:
     must_U: np.ndarray | None = None
     base_w: float = 0.0
     tables_of: dict[int, Tables] = field(init=False)
-    _open_US: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.cost_tables = CostTables(self.problem)
@@ -118,8 +130,6 @@ class SearchSpace:
             self.must_U = self.counts_UT[:, self.types.type_of(self.must_use)] > 0
         self.base_w = counted_w(self.problem)
         self.tables_of = {size: self._tables(size) for size in sorted(self.problem.micro_batches, reverse=True)}
-        spans = next(iter(self.tables_of.values())).spans
-        self._open_US = _open_US(self.problem.parallelism, self.counts_UT, spans)
         makers = [maker for own in self.tables_of.values() for maker in own.makers]
         self.all_shares = sum(maker.allocations_n for maker in makers) <= _MOST_ALLOCATIONS
 
@@ -127,27 +137,37 @@ class SearchSpace:
         found = all_span_tables(self.problem, self.types, micro_batch, self.cost_tables, by_energy=self.goal.by_energy)
         makers = [OptionMaker(self.problem, self.types, spans, self.counts_UT) for spans in found]
         spans = makers[0].spans
-        least_s_US = np.min([maker.least_s_US for maker in makers], axis=0)
-        fill_s_UL = least_fill_s(least_s_US, spans, self.without_UU)
+        rounds = RoundBounds(
+            self.problem, self.types, spans, self.counts_UT, self.without_UU,
+            _stage_seconds(makers, _open_US(self.problem.parallelism, self.counts_UT, spans)),
+            by_rows=len(makers) == 1 and spans.sharing == "samples",
+        )  # fmt: skip
         cuts = Cuts(self.problem, self.types, spans, self.counts_UT)
-        return Tables(spans, tuple(makers), cuts, least_cut_j_S(self.problem, spans), fill_s_UL)
+        return Tables(spans, tuple(makers), cuts, least_cut_j_S(self.problem, spans), rounds)
 
-    def bounds(self, micro_batch: int, window: Window) -> StageBounds:
-        """Least joules of every part of a plan in a round of the window."""
+    def bounds(self, micro_batch: int, window: Window, wider: Reach | None = None) -> WindowBounds:
+        """What holds for every plan in a round of the window.
+
+        Args:
+            micro_batch: Rows of a micro-batch.
+            window: The rounds.
+            wider: The reach of a longer limit, where one is known.
+        """
         own = self.tables_of[micro_batch]
-        fill_s_S = own.fill_s_UL[-1, own.spans.start_S]
+        reach = own.rounds.within(window.high_s, wider)
+        if not self.goal.by_energy and self.must_U is None:
+            return WindowBounds(reach.as_bounds(), reach)
+        stage_j_US = np.zeros(reach.open_US.shape)
         if self.goal.by_energy:
-            least_j_US = np.min([maker.least_j_US(window, fill_s_S) for maker in own.makers], axis=0)
-            stage_j_US = least_j_US + own.cut_j_S
-        else:
-            in_time_US = np.any([maker.in_time_US(window, fill_s_S) for maker in own.makers], axis=0)
-            stage_j_US = np.where(in_time_US, 0.0, np.inf)
-        stage_j_US = np.where(self._open_US, stage_j_US, np.inf)
-        return stage_bounds(stage_j_US, own.spans, self.without_UU, self.must_U)
+            fill_s_S = reach.before_s_US.min(axis=0)
+            stage_j_US = np.min([maker.least_j_US(window, fill_s_S) for maker in own.makers], axis=0) + own.cut_j_S
+        stage_j_US = np.where(reach.open_US, stage_j_US, np.inf)
+        return WindowBounds(stage_bounds(stage_j_US, own.spans, self.without_UU, self.must_U), reach)
 
     def longest_round_s(self, micro_batch: int) -> float:
         """No round of interest is longer: its devices would wait for too many joules, or no limit would hold."""
-        spans = self.tables_of[micro_batch].spans
+        own = self.tables_of[micro_batch]
+        spans = own.spans
         least_w = float(spans.more_w_P.min())
         if self.base_w:
             lower_w = [
@@ -157,10 +177,11 @@ class SearchSpace:
             least_w = self.base_w + sum(lower_w)
         limit_j = self.goal.limit_j(0.0)
         by_waiting_s = limit_j / least_w if least_w > 0 and self.goal.by_energy else inf
-        return min(by_waiting_s, self._all_in_turn_s(spans), self.goal.limit_s())
+        longest_s = max(self._all_in_turn_s(maker.spans) for maker in own.makers)
+        return min(by_waiting_s, longest_s, self.goal.limit_s())
 
     def _all_in_turn_s(self, spans: SpanTables) -> float:
-        """Every layer on the slowest device, with a cut and a gradient sum behind each, one after another."""
+        """Every layer on the slowest device, with a cut, a gradient sum and rings each, one after another."""
         model, cluster = self.problem.model, self.problem.cluster
         links = (cluster.default_link, *cluster.links)
         bandwidth = min(cluster.bandwidth_bytes_per_s(link) for link in links)
@@ -172,7 +193,24 @@ class SearchSpace:
         names = [device.id for device in cluster.devices]
         sum_s = gradient_sum_s(cluster, names, sum(layer.param_bytes for layer in model.layers))
         update_s = spans.update_s_PSR[:, single_S].max(axis=(0, 2)).sum()
-        return 2 * (spans.micro_batches_n * (compute_s + transfer_s) + len(model.layers) * sum_s + update_s)
+        moving_s = transfer_s + self._rings_s(spans, names)
+        return 2 * (spans.micro_batches_n * (compute_s + moving_s) + len(model.layers) * sum_s + update_s)
+
+    def _rings_s(self, spans: SpanTables, names: Sequence[str]) -> float:
+        """All rings of a micro-batch over all devices, in stages of one layer and of all."""
+        cluster, layers = self.problem.cluster, self.problem.model.layers
+        if spans.sharing == "samples" or len(names) == 1:
+            return 0.0
+        parts = [(0, len(layers)), *((layer, layer + 1) for layer in range(len(layers)))]
+        directions: tuple[Direction, ...] = ("forward", "backward")
+        return sum(
+            rings_s(
+                stage_rings(spans.sharing, layers, start, stop), direction, cluster, names, rows=spans.micro_batch,
+                largest_part=1.0,
+            )
+            for start, stop in parts
+            for direction in directions
+        )  # fmt: skip
 
     def check_time(self) -> None:
         """Called now and then.
@@ -185,12 +223,29 @@ class SearchSpace:
 
     def offer(self, plan: Plan) -> None:
         """Hand a plan to the goal when it keeps the limits and the wish."""
+        self.considered_n += 1
         price = plan.estimate
         assert price is not None
         wanted = self.must_use is None or self.must_use in plan.devices
         wanted &= self.must_avoid not in plan.devices and allowed(plan, self.problem)
         if wanted and not price.violations:
             self.goal.offer(plan)
+
+
+def _stage_seconds(makers: Sequence[OptionMaker], open_US: np.ndarray) -> StageSeconds:
+    """What every stage takes at least, whatever its shares, points and way to share."""
+    both_s = np.where(open_US, np.min([maker.least_s_US for maker in makers], axis=0), np.inf)
+    forward_parts: list[np.ndarray] = []
+    for maker in makers:
+        forward_s, backward_s = maker.spans.forward_s_PSR[:, :, 1:], maker.spans.backward_s_PSR[:, :, 1:]
+        both_PSR = forward_s + backward_s
+        forward_parts.append(np.divide(forward_s, both_PSR, where=both_PSR > 0, out=np.full_like(both_PSR, 0.5)))
+    return StageSeconds(
+        both_s=both_s,
+        tail_s=np.min([maker.least_tail_s_US for maker in makers], axis=0),
+        forward_part=min(float(part.min()) for part in forward_parts),
+        longer_part_S=np.min([np.maximum(part, 1 - part).min(axis=(0, 2)) for part in forward_parts], axis=0),
+    )
 
 
 def _least_caps(problem: Problem) -> str:

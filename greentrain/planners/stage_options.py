@@ -136,11 +136,6 @@ class OptionMaker:
         update_s_S = self.spans.update_s_PSR[:, :, 1:].min(axis=(0, 2))
         return np.stack([self.group_sum(group).seconds_S + update_s_S for group in range(len(self.counts_UT))])
 
-    def in_time_US(self, window: Window, fill_s_S: np.ndarray) -> np.ndarray:
-        """Which stages can end in a round of the window; arguments as in :meth:`least_j_US`."""
-        beside_s_US = np.maximum(self.least_tail_s_US, fill_s_S)
-        return self.least_s_US * self.spans.micro_batches_n + beside_s_US <= window.high_s
-
     def least_j_US(self, window: Window, fill_s_S: np.ndarray) -> np.ndarray:
         """A bound on the joules of every stage in a round of the window: no plan's stage costs less.
 

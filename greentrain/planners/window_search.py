@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,8 @@ from greentrain.planners.candidate import Part, assemble
 from greentrain.planners.goal import NEAR
 from greentrain.planners.labels import Labels, first_labels, longer_labels, undominated_labels
 from greentrain.planners.options import SHARINGS, Options, Shares, Window, joined, undominated
-from greentrain.planners.search_space import SearchSpace, Tables
+from greentrain.planners.round_bounds import Reach
+from greentrain.planners.search_space import SearchSpace, Tables, WindowBounds
 from greentrain.planners.stage_bounds import StageBounds
 
 __all__ = ["TooManyError", "WindowSearch"]
@@ -32,7 +33,7 @@ class WindowSearch:
     space: SearchSpace
     micro_batch: int
     window: Window
-    bounds: StageBounds
+    known: WindowBounds
     most: float
     shares: Shares
     own: Tables = field(init=False)
@@ -45,6 +46,16 @@ class WindowSearch:
     def __post_init__(self) -> None:
         self.own = self.space.tables_of[self.micro_batch]
         self._everyone = len(self.space.counts_UT) - 1
+
+    @property
+    def bounds(self) -> StageBounds:
+        """Least joules of every part of a plan."""
+        return self.known.joules
+
+    @property
+    def reach(self) -> Reach:
+        """Stages that can be part of a plan, and the seconds that the others take."""
+        return self.known.reach
 
     @property
     def _limit_j(self) -> float:
@@ -87,38 +98,28 @@ class WindowSearch:
         spans = self.own.spans
         return self.bounds.before_j_UL[free][:, spans.start_S] + self.bounds.behind_j_UL[free][:, spans.stop_S]
 
-    def _fill_s_US(self) -> np.ndarray:
-        """Seconds of one micro-batch in the layers before each stage, on the devices that it leaves, at least."""
-        free = self.space.without_UU[self._everyone]
-        return self.own.fill_s_UL[free][:, self.own.spans.start_S]
-
     def _options_at(self, stages_n: int) -> Options:
         found = self._options.get(stages_n)
         if found is None:
             in_flight = in_flight_limit(stages_n, 0, self.own.spans.micro_batches_n)
-            if self.space.goal.by_energy:
-                found = self._by_memory(self._caps, in_flight, self._new_options)
-            else:
-                found = self._in_time(self._fastest_options(in_flight))
+            found = self._by_memory(in_flight)
             self._options[stages_n] = found
         return found
 
-    def _by_memory(
-        self, known: list[tuple[np.ndarray, Options]], in_flight: int, make: Callable[[int], Options]
-    ) -> Options:
+    def _by_memory(self, in_flight: int) -> Options:
         """The options for so many micro-batches in flight, made once for all that leave room for the same rows."""
         makers = self.own.makers
         caps_TS = np.concatenate([maker.caps_TS(in_flight, group=group) for maker in makers for group in (False, True)])
-        for other_TS, options in known:
+        for other_TS, options in self._caps:
             if np.array_equal(other_TS, caps_TS):
                 return options
-        options = make(in_flight)
-        known.append((caps_TS, options))
+        options = self._in_time(self._new_options(in_flight))
+        self._caps.append((caps_TS, options))
         return options
 
     def _made(self, window: Window, budget_US: np.ndarray, in_flight: int) -> Options:
         """The options of all ways to share."""
-        goal, fill_s_US = self.space.goal, self._fill_s_US()
+        goal, fill_s_US = self.space.goal, self.reach.before_s_US
         options = [
             maker.options(
                 window, budget_US, fill_s_US, in_flight, by_energy=goal.by_energy, shares=self.shares,
@@ -130,30 +131,9 @@ class WindowSearch:
             return options[0]
         return undominated(joined(options, options[0].slot_OG.shape[1]), window, by_energy=goal.by_energy)
 
-    def _fastest_options(self, in_flight: int) -> Options:
-        """Without regard to joules a group has one best way to run a stage, in any window."""
-        own = self.own
-        if own.fastest_to_s < self.window.high_s:
-            own.fastest_to_s = min(1.5 * self.window.high_s, self.space.goal.limit_s())
-            own.fastest.clear()
-        to_s = Window(0.0, own.fastest_to_s)
-
-        def make(in_flight: int) -> Options:
-            in_time_US = np.any([maker.in_time_US(to_s, self._fill_s_US()) for maker in own.makers], axis=0)
-            return self._made(to_s, np.where(in_time_US, np.inf, -np.inf), in_flight)
-
-        return self._by_memory(own.fastest, in_flight, make)
-
     def _in_time(self, options: Options) -> Options:
         """The options that can end in this window."""
-        spans = self.own.spans
-        behind_US = self.bounds.stage_j_US + self._rest_j_US()
-        ends_s = spans.micro_batches_n * options.both_s
-        ends_s += np.maximum(options.tail_s, self._fill_s_US()[options.group_O, options.span_O])
-        keep = (ends_s <= self.window.high_s) & np.isfinite(behind_US[options.group_O, options.span_O])
-        if int(keep.sum()) > self.most:
-            raise TooManyError
-        return options.rows(np.flatnonzero(keep))
+        return options.rows(np.flatnonzero(self.own.rounds.in_time(self.reach, options)))
 
     def _new_options(self, in_flight: int) -> Options:
         budget_US = self._budget_US()
@@ -173,9 +153,9 @@ class WindowSearch:
         at_least_s = np.maximum(labels.round_s, window.low_s)
         round_j = np.minimum(labels.round_j(at_least_s), labels.round_j(window.high_s)) + rest_j
         limit_s = min(window.high_s, space.goal.limit_s())
-        fill_s = self.own.fill_s_UL[free, labels.start]
-        in_time = (labels.round_s <= limit_s) & (labels.pipe.aligned_s + fill_s <= limit_s)
-        keep = in_time & (round_j + space.base_w * (at_least_s - window.low_s) < self._limit_j)
+        keep = self._in_reach(labels, free, limit_s) & (
+            round_j + space.base_w * (at_least_s - window.low_s) < self._limit_j
+        )
         labels = labels.rows(np.flatnonzero(keep))
         options = self._options_at(len(self._levels) + 1)
         head = options.rows(labels.option)
@@ -183,6 +163,16 @@ class WindowSearch:
         if not space.types.uniform:
             shape = self._numbers(options)[labels.option]
         return labels.rows(undominated_labels(labels, window, head, shape, by_energy=space.goal.by_energy))
+
+    def _in_reach(self, labels: Labels, free: np.ndarray, limit_s: float) -> np.ndarray:
+        """Whether the layers before labels can be computed in time."""
+        options = self._options_at(len(self._levels) + 1)
+        rounds = self.own.rounds
+        late_s = rounds.late_s(self.reach, free, labels.start, options.group_O[labels.option])
+        in_reach = (labels.round_s + rounds.down_part * late_s <= limit_s) & (labels.pipe.aligned_s + late_s <= limit_s)
+        return in_reach & (
+            late_s + rounds.crossed_s(labels.pipe, labels.start, options.group_O[labels.option]) <= limit_s
+        )
 
     def _longer(self, labels: Labels) -> Labels:
         """Every label with every option in front of it that fits."""
@@ -230,6 +220,8 @@ class WindowSearch:
             rest_ol = self.bounds.before_j_UL[left_ol, spans.start_S[options.span_O[own_o]][:, None]]
             together_ol = option_j[own_o][:, None] + label_j[own_l][None, :] + rest_ol < self._limit_j
             row_o, row_l = np.nonzero((left_ol >= 0) & together_ol)
+            keep = self._meet_in_time(options, own_o[row_o], labels, own_l[row_l], left_ol[row_o, row_l])
+            row_o, row_l = row_o[keep], row_l[keep]
             found.append((own_o[row_o], own_l[row_l]))
             pairs_n += len(row_o)
             space.check_time()
@@ -238,6 +230,22 @@ class WindowSearch:
         if not found:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         return np.concatenate([before for before, _ in found]), np.concatenate([behind for _, behind in found])
+
+    def _meet_in_time(
+        self, options: Options, option_N: np.ndarray, labels: Labels, label_N: np.ndarray, left_N: np.ndarray
+    ) -> np.ndarray:
+        """Which options in front of labels can be part of a round of this window, before their cut is priced."""
+        spans = self.own.spans
+        limit_s = min(self.window.high_s, self.space.goal.limit_s())
+        start_N = spans.start_S[options.span_O[option_N]]
+        late_s = self.own.rounds.late_s(self.reach, left_N, start_N, options.group_O[option_N])
+        both_s = options.both_s[option_N]
+        phase_s = np.maximum(options.forward_s, options.backward_s)[option_N]
+        m, pipe = spans.micro_batches_n, labels.pipe
+        k = in_flight_limit(len(self._levels) + 1, 0, m)
+        trip_s = both_s + np.asarray(pipe.both_s + pipe.beyond_s)[label_N] + (k - 1) * phase_s + (m - k) * both_s
+        ends_s = np.maximum.reduce([np.asarray(pipe.aligned_s)[label_N] + both_s, m * both_s, trip_s])
+        return late_s + ends_s <= limit_s
 
     def _offer_whole(self, labels: Labels) -> None:
         """Offer the plans that cover all layers, best first."""
