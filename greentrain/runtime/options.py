@@ -9,9 +9,10 @@ import msgspec
 from greentrain._checks import require, require_positive
 from greentrain.errors import UsageError
 
-__all__ = ["Compression", "TrainingOptions", "parse_compression"]
+__all__ = ["Compression", "Precision", "TrainingOptions", "parse_compression"]
 
 Compression = Literal["none", "fp16", "powersgd"]
+Precision = Literal["float32", "bf16", "fp16", "auto"]
 
 _DEFAULT_RANK = 4
 
@@ -23,22 +24,29 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         compression: How gradients travel in the sum over a group: as they are; as halves; as the product of two thin
             matrices (PowerSGD), which is no longer the exact gradient.
         compression_rank: Columns of those matrices.
+        precision: What a device multiplies in; ``auto``: bfloat16 where it has it natively. Weights, optimizer and
+            messages stay as they are.
     """
 
     compression: Compression = "none"
     compression_rank: int = _DEFAULT_RANK
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         require(self.compression in ("none", "fp16", "powersgd"), f"unknown compression {self.compression!r}")
+        require(self.precision in ("float32", "bf16", "fp16", "auto"), f"unknown precision {self.precision!r}")
+        require(
+            self.precision != "fp16" or self.compression != "powersgd",
+            "precision fp16 and compression powersgd exclude each other: an overflow would stay in what is left out",
+        )
         require_positive(compression_rank=self.compression_rank)
 
     @property
     def agreed(self) -> str:
         """What the ranks compare in the handshake, as words; nothing by default."""
-        if self.compression == "none":
-            return ""
         rank = f" of rank {self.compression_rank}" if self.compression == "powersgd" else ""
-        return f", gradients as {self.compression}{rank}"
+        words = f", gradients as {self.compression}{rank}" if self.compression != "none" else ""
+        return words + (f", precision {self.precision}" if self.precision != "float32" else "")
 
 
 def parse_compression(text: str) -> tuple[Compression, int]:
