@@ -8,7 +8,7 @@ padding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import msgspec
@@ -25,6 +25,7 @@ __all__ = [
     "CacheShape",
     "Moved",
     "break_even_epochs",
+    "cached_order",
     "moved_s",
     "owner_samples",
     "record_bytes",
@@ -77,26 +78,62 @@ class CacheShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         )
 
 
-def owner_samples(plan: Plan, samples_n: int, *, seed: int) -> dict[str, np.ndarray]:
-    """Which samples each device of a data-parallel plan keeps, rising: in proportion to its share.
+def owner_samples(first: Plan, cached: Plan, order: np.ndarray) -> dict[str, np.ndarray]:
+    """Which samples each device of the cached epochs keeps, rising: in proportion to its share.
 
-    A device takes its rows of every round from its own samples, so each has at least as many as an epoch takes.
+    Owners get samples that they computed in epoch 1 as far as they can: samples are dealt out by their row in the
+    micro-batches of epoch 1, and owners stand in the order of the rows that they had there.
+
+    Args:
+        first: Plan of epoch 1.
+        cached: Data-parallel plan of the later epochs, of the same batch.
+        order: Samples in the order of epoch 1; those behind the last whole batch are not cached.
 
     Raises:
-        ValueError: The plan has several stages, or fewer samples than a batch.
+        ValueError: The later plan has several stages, or another batch.
     """
-    require(len(plan.stages) == 1, "cached epochs share samples only, the plan has several stages")
-    require(samples_n >= plan.batch, f"{samples_n} samples are fewer than the batch of {plan.batch}")
-    stage = plan.stages[0]
-    ends = np.cumsum(stage.shares) / plan.micro_batch
-    rounds = samples_n // plan.batch
-    least = np.cumsum([rounds * plan.micro_batches_n * share for share in stage.shares])
-    left = samples_n - rounds * plan.batch
-    stops = least + np.floor(ends * left + 1e-9).astype(np.int64)
-    stops[-1] = samples_n
-    order = np.random.default_rng((seed, 0)).permutation(samples_n)
-    parts = np.split(order, stops[:-1])
-    return {device: np.sort(part) for device, part in zip(stage.devices, parts, strict=True)}
+    require(len(cached.stages) == 1, "cached epochs share samples only, the plan has several stages")
+    require(first.batch == cached.batch, f"batches {first.batch} and {cached.batch} must be the same")
+    rounds = len(order) // first.batch
+    covered = order[: rounds * first.batch]
+    places = np.arange(len(covered)) % first.micro_batch
+    by_row = covered[np.argsort(places, kind="stable")]
+    found: dict[str, np.ndarray] = {}
+    start = 0
+    for device, share in _owners(first, cached):
+        stop = start + rounds * cached.micro_batches_n * share
+        found[device] = np.sort(by_row[start:stop])
+        start = stop
+    return found
+
+
+def cached_order(cached: Plan, owners: Mapping[str, np.ndarray], *, seed: int, epoch: int) -> np.ndarray:
+    """Samples in the order of a cached epoch: each owner's in an order of their own, in the owner's rows.
+
+    Args:
+        cached: Data-parallel plan of the later epochs.
+        owners: From :func:`owner_samples`.
+        seed: Of the run.
+        epoch: Counted from 0 over the whole run, so at least 1.
+    """
+    stage = cached.stages[0]
+    found = np.empty(sum(map(len, owners.values())), dtype=np.int64)
+    micro_batches = found.reshape(-1, cached.micro_batch)
+    for rank, (device, (low, high)) in enumerate(zip(stage.devices, row_ranges(stage.shares), strict=True)):
+        own = np.random.default_rng((seed, epoch, rank)).permutation(owners[device])
+        micro_batches[:, low:high] = own.reshape(-1, high - low)
+    return found
+
+
+def _owners(first: Plan, cached: Plan) -> list[tuple[str, int]]:
+    """Owners with their shares, in the order of the rows that they had in epoch 1."""
+    middles: dict[str, float] = {}
+    for stage in first.stages:
+        for device, (low, high) in zip(stage.devices, row_ranges(stage.shares), strict=True):
+            middles[device] = (low + high) / 2 / first.micro_batch
+    stage = cached.stages[0]
+    pairs = list(zip(stage.devices, stage.shares, strict=True))
+    return sorted(pairs, key=lambda pair: middles.get(pair[0], 0.5))
 
 
 class Moved(NamedTuple):
@@ -110,25 +147,23 @@ class Moved(NamedTuple):
 def redistribution(first: Plan, cached: Plan, shape: CacheShape, samples_n: int) -> tuple[Moved, ...]:
     """Mean bytes that move between the phases: each output from the device that computed it to the sample's owner.
 
-    A device that computes rows of a stage in epoch 1 holds the stage's outputs of a part of all samples; which ones is
-    drawn, so an owner holds that part of its own samples already.
-
     Args:
         first: Plan of epoch 1.
         cached: Data-parallel plan of the later epochs.
         shape: What is cached.
         samples_n: Samples in all.
     """
-    owners = cached.stages[0]
     found: list[Moved] = []
     for stage in first.stages:
         stage_bytes = shape.sample_bytes(stage.start, stage.stop)
         for src, (low, high) in zip(stage.devices, row_ranges(stage.shares), strict=True):
-            held = (high - low) / first.micro_batch
-            for dst, share in zip(owners.devices, owners.shares, strict=True):
-                size = samples_n * held * share / cached.micro_batch * stage_bytes
-                if src != dst and size > 0:
-                    found.append(Moved(src, dst, size))
+            start = 0.0
+            for dst, share in _owners(first, cached):
+                stop = start + share / cached.micro_batch
+                both = min(stop, high / first.micro_batch) - max(start, low / first.micro_batch)
+                start = stop
+                if src != dst and both > 1e-12 and stage_bytes > 0:
+                    found.append(Moved(src, dst, samples_n * both * stage_bytes))
     return tuple(found)
 
 

@@ -74,14 +74,14 @@ class _Attention(nn.Module):
         usual = parts.scale is None or math.isclose(parts.scale, whole**-0.5)
         self.scale = width**-0.5 if usual else parts.scale
         frequencies = None if parts.rotate is None else _frequencies(parts, whole)[kept_qk[0, : width // 2]]
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", frequencies)
         self.bias_table: nn.Parameter | None = None
         relative: Tensor | None = None
         if parts.bias_table is not None and parts.buckets is not None:
             self.bias_table = nn.Parameter(block.get_parameter(parts.bias_table).detach().clone())
             places = torch.arange(-_FAR, _FAR + 1)
             relative = parts.buckets(torch.zeros(1, dtype=torch.int64), places)[0]
-        self.register_buffer("relative", relative, persistent=False)
+        self.register_buffer("relative", relative)
 
     def forward(self, hidden: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         query = self._split(self.query(hidden), self.heads)
