@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Bounds", "Meanwhile", "Ring", "even_bounds", "share_bounds"]
+__all__ = ["Bounds", "Courier", "Meanwhile", "Ring", "even_bounds", "share_bounds"]
 
 Bounds = Sequence[tuple[int, int]]
 Meanwhile = Sequence[Callable[[], None]]
@@ -83,12 +83,12 @@ class Ring:
     overlap: bool = True
     sent_bytes: int = 0
     received_bytes: int = 0
-    _courier: _Courier = field(init=False)
+    _courier: Courier = field(init=False)
     _sent_n: int = 0
     _received_n: int = 0
 
     def __post_init__(self) -> None:
-        self._courier = _Courier()
+        self._courier = Courier()
 
     @property
     def size(self) -> int:
@@ -295,7 +295,7 @@ class Ring:
         return item
 
 
-class _Courier:
+class Courier:
     """A thread that carries out jobs in order. It ends with the process, whatever it waits for."""
 
     def __init__(self) -> None:
@@ -303,6 +303,7 @@ class _Courier:
         self._thread: threading.Thread | None = None
 
     def carry(self, job: Callable[[], None], *, failed: Callable[[BaseException], None]) -> None:
+        """Carry a job out after those before it; ``failed`` gets what it raises."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="ring", daemon=True)
             self._thread.start()
@@ -317,4 +318,5 @@ class _Courier:
                 failed(error)
 
     def close(self) -> None:
+        """End the thread after the jobs that it has."""
         self._jobs.put(None)

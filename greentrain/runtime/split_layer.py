@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from greentrain.errors import NotSupportedError
+from greentrain.plan import Plan
+from greentrain.runtime.collectives import Ring
+from greentrain.runtime.group import RunGroup
 from greentrain.runtime.split_functions import (
     Seat,
     count_once,
@@ -41,7 +44,19 @@ from greentrain.runtime.split_weights import (
 from greentrain.workloads.parts import AttentionParts, FeedForwardParts, LayerParts, Splittable
 from greentrain.workloads.workload import Tensors, TensorSpec
 
-__all__ = ["Joints", "Seat", "SplitLayer", "named_parts", "shard", "split_blocks", "summed_parameters"]
+__all__ = [
+    "Joints",
+    "Seat",
+    "SplitLayer",
+    "finish_rings",
+    "join_rings",
+    "named_parts",
+    "shard",
+    "split_blocks",
+    "split_parameters",
+    "stage_blocks",
+    "summed_parameters",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +334,53 @@ def split_blocks(
         found[index - start] = shard(blocks[index], seat, outputs_L[index][0].shape[0], joints)
         for parameter in blocks[index].parameters():
             parameter.data = parameter.data.new_empty(0)
+    return found
+
+
+def stage_blocks(
+    plan: Plan, device: str, blocks: Sequence[nn.Module], outputs_L: Sequence[tuple[TensorSpec, ...]]
+) -> list[nn.Module]:
+    """A device's blocks of its stage: the model's own, or split ones where its group shares work inside a sample.
+
+    Args:
+        plan: The plan.
+        device: The device.
+        blocks: The whole model's; those that are split lose their weights.
+        outputs_L: What leaves each of them.
+    """
+    stage = next(stage for stage in plan.stages if device in stage.devices)
+    if stage.sharing == "samples":
+        return list(blocks[stage.start : stage.stop])
+    seat = Seat(stage.sharing, stage.shares, stage.devices.index(device))
+    return split_blocks(blocks, outputs_L, stage.start, stage.stop, seat)
+
+
+def join_rings(blocks: Sequence[nn.Module], group: RunGroup) -> None:
+    """Give the split layers of a stage the group's ring; a group that was formed anew gets a new one."""
+    for block in blocks:
+        if isinstance(block, SplitLayer):
+            seat, joined = block.seat, group.stage_group
+            assert joined is not None
+            if seat.ring is None or seat.ring.group is not joined:
+                if seat.ring is not None:
+                    seat.ring.close()
+                seat.ring = Ring(joined, guard=group.talking)
+
+
+def finish_rings(blocks: Sequence[nn.Module]) -> None:
+    """Wait until everything that the split layers of a stage have sent has left."""
+    for ring in {id(block.seat.ring): block.seat.ring for block in blocks if isinstance(block, SplitLayer)}.values():
+        if ring is not None:
+            ring.finish()
+
+
+def split_parameters(blocks: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Trainable parameters of a stage of which this device has a part that no other has."""
+    found: list[nn.Parameter] = []
+    for block in blocks:
+        if isinstance(block, SplitLayer):
+            whole = {id(parameter) for parameter in block.replicated()}
+            found += [p for p in block.parameters() if p.requires_grad and id(p) not in whole]
     return found
 
 
