@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import torch
 from split_cases import SliceRows, make_plan, toy
 
 from greentrain.actions import lower
+from greentrain.plan import Plan
 from greentrain.runtime import gradient_sum
 from greentrain.runtime.executor import Executor
 from greentrain.runtime.group import Hello, join
-from greentrain.workloads.workload import Workload, learning_rate_at
+from greentrain.runtime.options import TrainingOptions
+from greentrain.workloads.workload import TensorSpec, Workload, learning_rate_at
 
 ROUNDS_N = 3
 
@@ -30,16 +33,32 @@ class Case:
         split: Name of the split.
         clip_norm: As in a workload.
         optimizer: As in a workload.
+        recompute: As in a plan.
+        options: Of the run.
+        kind: Type of the weights.
     """
 
     split: str
     clip_norm: float | None = None
     optimizer: str = "adam"
+    recompute: bool = False
+    options: TrainingOptions = field(default_factory=TrainingOptions)
+    kind: str = "float64"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return getattr(torch, self.kind)
+
+    def plan(self) -> tuple[Plan, list[tuple[TensorSpec, ...]]]:
+        """The plan and what leaves each block."""
+        plan, outputs_L = make_plan(self.split, self.workload())
+        return msgspec.structs.replace(plan, recompute=self.recompute), outputs_L
 
     def workload(self) -> Workload:
         """The toy, told so; its step size falls along a line."""
         return dataclasses.replace(
-            toy(torch.float64), clip_norm=self.clip_norm, optimizer=self.optimizer, schedule="linear"
+            toy(self.dtype), clip_norm=self.clip_norm, optimizer=self.optimizer, schedule="linear"
         )
 
 
@@ -49,6 +68,14 @@ CASES = {
     "clip-pipeline": Case(split="pipeline-4", clip_norm=0.1),
     "clip-hybrid": Case(split="group-to-group", clip_norm=0.1, optimizer="sgd"),
     "long-clip": Case(split="group-middle", clip_norm=1e3),
+    "recompute-data": Case(split="data-accumulated", recompute=True),
+    "recompute-hybrid": Case(split="group-then-one", recompute=True),
+    "fp16-sum": Case(split="group-to-group", options=TrainingOptions(compression="fp16"), optimizer="sgd"),
+    "powersgd": Case(
+        split="data-uneven", optimizer="sgd", options=TrainingOptions(compression="powersgd", compression_rank=1)
+    ),
+    "bf16": Case(split="group-to-group", options=TrainingOptions(precision="bf16"), kind="float32", optimizer="sgd"),
+    "fp16": Case(split="pipeline-4", options=TrainingOptions(precision="fp16"), kind="float32", optimizer="sgd"),
 }
 
 
@@ -57,7 +84,7 @@ def train_case(case: Case, device: str, port: int, where: Path) -> None:
     from safetensors.torch import save_file
 
     workload = case.workload()
-    plan, outputs_L = make_plan(case.split, workload)
+    plan, outputs_L = case.plan()
     if device not in plan.devices:
         return
     index = next(number for number, stage in enumerate(plan.stages) if device in stage.devices)
@@ -71,18 +98,19 @@ def train_case(case: Case, device: str, port: int, where: Path) -> None:
             plan=plan, device=device, actions=lower(plan)[device],
             blocks=workload.build(0)[stage.start : stage.stop], workload=workload,
             incoming=outputs_L[stage.start - 1] if index else (), outgoing=outputs_L[stage.stop - 1], group=group,
+            options=case.options,
         )  # fmt: skip
-        rows = SliceRows(plan, device, torch.float64)
+        rows = SliceRows(plan, device, case.dtype)
+        moved_n = 0
         for step in range(ROUNDS_N):
-            executor.run_round(rows, learning_rate=learning_rate_at(workload, step, ROUNDS_N))
-        save_file(
-            {
-                f"{stage.start + number}.{key}": parameter.detach()
-                for number, block in enumerate(executor.blocks)
-                for key, parameter in block.named_parameters()
-            },
-            where,
-        )
+            _, timed = executor.run_round(rows, learning_rate=learning_rate_at(workload, step, ROUNDS_N), seed=step)
+            moved_n += sum(entry.action.bytes for entry in timed if entry.action.kind == "AR")
+        found = {
+            f"{stage.start + number}.{key}": parameter.detach()
+            for number, block in enumerate(executor.blocks)
+            for key, parameter in block.named_parameters()
+        }
+        save_file({**found, "sum_bytes": torch.tensor([moved_n])}, where)
     finally:
         group.close()
 
