@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from greentrain.actions import Action
 from greentrain.errors import NotSupportedError
-from greentrain.plan import Plan, row_ranges
+from greentrain.plan import Plan
 from greentrain.reading import Clock
 from greentrain.runtime.clipping import clip, global_norm
+from greentrain.runtime.collectives import Courier
 from greentrain.runtime.compression import travel_of
 from greentrain.runtime.forward import StageForward, random_seed
 from greentrain.runtime.gradient_sum import GradientSum
 from greentrain.runtime.group import RunGroup
 from greentrain.runtime.options import TrainingOptions
 from greentrain.runtime.precision import LossScale, compute_type
+from greentrain.runtime.split_layer import finish_rings, join_rings, split_parameters, summed_parameters
 from greentrain.runtime.transfers import Transfers
+from greentrain.sharing import slices
 from greentrain.workloads.workload import Tensors, TensorSpec, Workload
 
 __all__ = ["Executor", "Rows", "TimedAction"]
@@ -89,6 +92,9 @@ class Executor:
     _run_forward: StageForward = field(init=False)
     _loss_scale: LossScale | None = field(init=False)
     _round: _Round = field(init=False)
+    _courier: Courier = field(init=False)
+    _first_row: int = field(init=False)
+    _rows_n: int = field(init=False)
 
     def __post_init__(self) -> None:
         for block in self.blocks:
@@ -99,10 +105,16 @@ class Executor:
         self.optimizer = self.workload.make_optimizer(self._parameters)
         self._stage = next(index for index, stage in enumerate(self.plan.stages) if self.device in stage.devices)
         stage = self.plan.stages[self._stage]
-        self._own_rows = row_ranges(stage.shares)[stage.devices.index(self.device)]
+        own = slices(stage.sharing, stage.shares, self.plan.micro_batch, sends=False)
+        piece = own[stage.devices.index(self.device)]
+        self._first_row, self._rows_n = piece.first_row, piece.last_row - piece.first_row
+        # Where a group shares work inside a sample, every device has the whole loss: one counts it.
+        self._counts_loss = stage.sharing == "samples" or stage.devices[0] == self.device
+        self._courier = Courier()
         self._receives = [action for action in self.actions if action.kind in ("RF", "RB")]
         kinds = {action.kind for action in self.actions}
-        self._sum = GradientSum(self._parameters, travel_of(self.options)) if "AR" in kinds else None
+        summed = self._parameters if stage.sharing == "samples" else summed_parameters(self.blocks)
+        self._sum = GradientSum(summed, travel_of(self.options)) if "AR" in kinds else None
         # A gradient that goes back to the stage before must not wait behind this stage's sum: there, others wait for
         # it, while this stage has time until they are done.
         self._sums_early = "SB" not in kinds
@@ -164,19 +176,22 @@ class Executor:
             assert self.group is not None
             with self.group.talking():
                 self._round.transfers.finish()
+                finish_rings(self.blocks)
         return self._round.loss, timed
 
     def _clear_gradients(self) -> None:
         """Also what a round that was given up has left."""
-        if self._sum is None:
-            self.optimizer.zero_grad(set_to_none=True)
-        else:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._sum is not None:
             self._sum.clear()
 
     def _transfers(self) -> Transfers | None:
         if self.group is None:
             return None
-        return Transfers(self.group, self._own_rows, self.incoming, self.outgoing, self._receives)
+        join_rings(self.blocks, self.group)
+        return Transfers(
+            self.group, self.plan, self._stage, self.device, self.incoming, self.outgoing, self._receives, self._courier
+        )
 
     def _execute(self, action: Action, rows: Rows, *, update: bool) -> None:
         kind, micro = action.kind, action.micro_batch
@@ -217,9 +232,9 @@ class Executor:
         return [TimedAction(action, start_s, self.clock() - start_s)]
 
     def _norm(self) -> Tensor:
-        # Every device of a group holds the same weights and, by now, the same gradients.
+        # Weights that every device of a group holds have, by now, the same gradients: its first device counts them.
         stage = self.plan.stages[self._stage]
-        owned = self._parameters if stage.devices[0] == self.device else []
+        owned = self._parameters if stage.devices[0] == self.device else split_parameters(self.blocks)
         if self.group is None:
             return global_norm(owned, alone=True)
         with self.group.talking():
@@ -248,17 +263,16 @@ class Executor:
     def _forward(self, micro: int, rows: Rows) -> None:
         state = self._round
         inputs = rows.inputs(micro) if self.is_first else self._taken("F", micro)
-        seed = None if state.seed is None else random_seed(state.seed, self._stage, self._own_rows[0], micro)
+        seed = None if state.seed is None else random_seed(state.seed, self._stage, self._first_row, micro)
         outputs = self._run_forward(inputs, seed)
         state.inputs[micro] = inputs
         if self.is_last:
-            first, last = self._own_rows
             targets = rows.targets(micro).to(self.torch_device)
             # The mean over this device's rows, weighted so that the parts of all devices and
             # micro-batches add up to the mean over the whole batch.
-            loss = self.workload.loss(outputs[0], targets) * ((last - first) / self.plan.batch)
+            loss = self.workload.loss(outputs[0], targets) * (self._rows_n / self.plan.batch)
             state.losses[micro] = loss if self._loss_scale is None else loss * self._loss_scale.factor
-            state.loss += float(loss.detach())
+            state.loss += float(loss.detach()) if self._counts_loss else 0.0
         else:
             state.outputs[micro] = outputs
         if self.observe is not None:
