@@ -46,8 +46,9 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         rank: Rank of the process; -1 for a device that took no part.
         step: Round, from 0.
         action: ``step`` rows carry a round's energy and length; ``forward``, ``backward``, ``update``, ``send``,
-            ``receive``, ``sum``, ``wait``, ``wake``, ``idle`` and ``sleep`` rows are its parts. Only simulated parts
-            have joules.
+            ``receive``, ``sum``, ``wait``, ``copy``, ``wake``, ``idle`` and ``sleep`` rows are its parts. Only
+            simulated parts have joules. ``recovery`` rows carry what a lost device cost the others: the interrupted
+            round, the repair, and rounds that were done again.
         t_start_s: Seconds since the start of the run.
         duration_s: Seconds.
         energy_j: Joules; None when not measured.
@@ -80,7 +81,7 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 ACTION_CAUSES: dict[str, str] = {
     "forward": "compute", "backward": "compute", "update": "compute",
     "send": "send", "receive": "receive", "sum": "wait", "wait": "wait", "idle": "idle",
-    "sleep": "sleep", "wake": "wake",
+    "sleep": "sleep", "wake": "wake", "copy": "wait", "recovery": "recovery",
 }  # fmt: skip
 
 LEDGER_COLUMNS: tuple[str, ...] = LedgerRow.__struct_fields__

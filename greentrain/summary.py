@@ -48,6 +48,7 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         moved_bytes: Weights and optimizer state that travelled.
         energy_j: Joules of all devices in the interrupted round, the repair and the rounds that were undone; None
             when not measured.
+        generation: How often the devices had changed by then.
     """
 
     round: int
@@ -58,6 +59,7 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redone_rounds: int
     moved_bytes: int
     energy_j: float | None = None
+    generation: int = 0
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -81,6 +81,10 @@ class Watcher:
         self.last = progress
         if self._quiet:
             return
+        if progress.event is not None:
+            click.echo(f"  {progress.event}", err=True)
+        if progress.loss is None:
+            return
         rate = progress.step * self._plan.batch / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
         state = (
             f"round {progress.step}/{progress.steps}, epoch {progress.epoch}, loss {progress.loss:.4f}, "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greentrain._checks import require_id
+from greentrain.cli._common import say
 from greentrain.cli._problem import problem_of_plan
 from greentrain.cli._run_files import save_cut_run, write_plan_files
 from greentrain.cluster_file import ClusterFile, DeviceEntry, cpu_numbers
@@ -45,6 +46,10 @@ class RunOptions:
         rounds: Stop after so many rounds, or None.
         seed: Weights and order of the samples.
         sysroot: Prefix of the sensors' files.
+        recovery: Whether training goes on when a device is lost.
+        losses_per_hour: How many devices are lost per hour, to weigh copies against rounds done again.
+        checkpoint_rounds: Rounds between checkpoints; None: every ten minutes; 0: never.
+        resume: The run, or the checkpoint of one, to go on from.
     """
 
     run: str | None
@@ -55,6 +60,10 @@ class RunOptions:
     rounds: int | None
     seed: int
     sysroot: Path
+    recovery: bool = True
+    losses_per_hour: float = 0.1
+    checkpoint_rounds: int | None = None
+    resume: Path | None = None
 
 
 def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, Summary]:
@@ -100,7 +109,7 @@ def _launch(
     status = "failed"
     try:
         with watcher:
-            run_workers(commands, watcher.report)
+            run_workers(commands, watcher.report, lost=say if options.recovery else None)
         fetch_runs(entries, folder)
         return folder, read_json(folder / "summary.json", Summary, schema=SUMMARY_SCHEMA)
     except KeyboardInterrupt:
@@ -242,6 +251,7 @@ def _commands(
         ]  # fmt: skip
         arguments += ["--epochs", str(options.epochs)] if options.epochs is not None else []
         arguments += ["--rounds", str(options.rounds)] if options.rounds is not None else []
+        arguments += _recovery_arguments(options)
         env = {"GREENTRAIN_DEVICE_ID": entry.id}
         if entry.threads is not None:
             env["OMP_NUM_THREADS"] = str(entry.threads)
@@ -255,6 +265,13 @@ def _commands(
         log = folder / "logs" / f"{entry.id}.log"
         commands.append(WorkerCommand(device=entry.id, argv=argv, env=env, log=log))
     return commands
+
+
+def _recovery_arguments(options: RunOptions) -> list[str]:
+    found = ["--losses-per-hour", str(options.losses_per_hour)] if options.recovery else ["--no-recovery"]
+    if options.checkpoint_rounds is not None:
+        found += ["--checkpoint-every", str(options.checkpoint_rounds or "never")]
+    return found if options.resume is None else [*found, "--resume", str(options.resume)]
 
 
 def _coordinator_address(entries: Sequence[DeviceEntry]) -> str:

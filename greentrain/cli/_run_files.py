@@ -44,7 +44,14 @@ def write_run(
     from safetensors.torch import save
 
     from greentrain.runtime.evaluate import accuracy, baseline
-    from greentrain.runtime.finish import board_split, measured_outcome, predicted_outcome, round_losses, unused_rows
+    from greentrain.runtime.finish import (
+        board_split,
+        epoch_losses,
+        measured_outcome,
+        predicted_outcome,
+        unused_rows,
+        with_files,
+    )
     from greentrain_harness.environment import host_description
 
     plan = job.plan
@@ -52,23 +59,23 @@ def write_run(
         folder / "model.safetensors",
         save(trained.model.parameters, metadata={"model": plan.model, "plan_sha256": job.plan_sha256}),
     )
-    rows = board_split(trained.results)
+    results = with_files(trained.results, folder)
+    rows = board_split(results)
     rows += unused_rows(rows, plan, cluster)
     write_ledger(folder / "ledger.csv", rows)
-    losses = round_losses(trained.results)
-    per_epoch = [losses[i : i + trained.rounds_per_epoch] for i in range(0, len(losses), trained.rounds_per_epoch)]
-    peaks = {device: result.peak_bytes for device, result in zip(plan.devices, trained.results, strict=True)}
+    peaks = {result.device: result.peak_bytes for result in results if result.peak_bytes is not None}
     measured = measured_outcome(rows, plan, cluster, duration_s=trained.duration_s, peak_bytes=peaks)
     summary = _summary(
         job.run, plan, rows, predicted_outcome(price), measured, status="finished", started_utc=started_utc
     )
     summary = msgspec.structs.replace(
         summary,
-        meters={device: result.meter for device, result in zip(plan.devices, trained.results, strict=True)},
-        epochs=len(losses) / trained.rounds_per_epoch,
+        meters={result.device: result.meter for result in reversed(results)},
+        epochs=len(trained.losses) / trained.rounds_per_epoch,
         duration_s=trained.duration_s,
-        loss=losses[-1],
-        loss_by_epoch=tuple(sum(part) / len(part) for part in per_epoch),
+        loss=trained.losses[-1] if trained.losses else None,
+        loss_by_epoch=tuple(epoch_losses(trained.losses, job.first_round, trained.rounds_per_epoch)),
+        recoveries=trained.recoveries,
         accuracy=accuracy(job.workload, job.seed, trained.model, job.data),
         accuracy_baseline=baseline(job.data),
         test_samples=len(job.data.test_targets),
@@ -101,7 +108,7 @@ def _write_cut_run(
 ) -> None:  # fmt: skip
     from greentrain.runtime.finish import measured_outcome, merge_rank_ledgers, predicted_outcome, unused_rows
 
-    rows, damaged = merge_rank_ledgers(folder, len(plan.devices))
+    rows, damaged = merge_rank_ledgers(folder)
     unused = unused_rows(rows, plan, cluster)
     if unused:
         rows += unused
@@ -120,11 +127,10 @@ def _summary(
     started_utc: str,
 ) -> Summary:  # fmt: skip
     """The part of a summary that finished and cut runs share; the rest is not known."""
-    from greentrain.ledger import metered_rounds, total_energy_j, totals_j
-    from greentrain.runtime.finish import complete_rounds, counted_rows
+    from greentrain.ledger import total_energy_j, totals_j
+    from greentrain.runtime.finish import complete_rounds, counted_rows, metered_rounds
 
-    steps = [row for row in rows if row.action == "step"]
-    rounds = complete_rounds(steps, len(plan.devices))
+    rounds = complete_rounds(rows, len(plan.devices))
     return Summary(
         run=run,
         status=status,
@@ -137,7 +143,7 @@ def _summary(
         rounds=rounds,
         epochs=0.0,
         duration_s=0.0,
-        metered_rounds=len(metered_rounds(((row.step, row.energy_j) for row in steps), len(plan.devices))),
+        metered_rounds=len(metered_rounds(rows, len(plan.devices))),
         energy_j=total_energy_j(counted_rows(rows)),
         energy_j_by_device=totals_j(counted_rows(rows), lambda row: row.device),
         joules_per_sample=measured.joules_per_sample,

@@ -5,29 +5,34 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from greentrain.cli._cluster import load_cluster
 from greentrain.cli._common import say
-from greentrain.cli._problem import problem_of_plan
+from greentrain.cli._problem import model_for_cluster, problem_of_plan
 from greentrain.cli._run import RunOptions, check_run_name, runnable_entry, stopped_by_signals
 from greentrain.cli._run_files import save_cut_run, write_plan_files, write_run
-from greentrain.cluster_file import DeviceEntry, cpu_numbers
+from greentrain.cluster import Cluster
+from greentrain.cluster_file import ClusterFile, DeviceEntry, cpu_numbers
+from greentrain.cost import estimate
 from greentrain.device import CURRENT_POINT, Device
 from greentrain.errors import UnavailableError, UsageError
 from greentrain.files import canonical_sha256, read_json, utc_now
-from greentrain.objective import Problem
+from greentrain.objective import OPTIMIZER_STATES, Problem
 from greentrain.plan import Estimate, Plan
 from greentrain.reading import Control
 from greentrain.simulator import simulate, to_estimate
 from greentrain.summary import SUMMARY_SCHEMA, Summary
 
 if TYPE_CHECKING:
+    from greentrain.runtime.checkpoints import Resumed
     from greentrain.runtime.messages import Progress
-    from greentrain.runtime.worker import Job
+    from greentrain.runtime.worker import Job, Recovering, Trained
 
 __all__ = ["work"]
 
@@ -39,6 +44,8 @@ _REACH_TIMEOUT_S = 15.0
 # A peer that is silent for this long, or for many rounds, is lost; with all that follows it makes 30 s.
 _MESSAGE_TIMEOUT_S = 20.0
 _MESSAGE_TIMEOUT_ROUNDS = 20
+# A checkpoint every so often, by the plan's prediction.
+_CHECKPOINT_S = 600.0
 
 
 def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quiet: bool) -> tuple[Path, Summary] | None:
@@ -56,18 +63,20 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     launched = end_with_launcher()
     # Its warnings are source places and stacks; what matters comes as an error.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    if device not in plan.devices:
+    if device not in plan.devices and not options.recovery:
         raise UsageError(f"device {device!r} is not in the plan.", hint=f"It has: {', '.join(plan.devices)}.")
-    host, port = _address(coordinator)
+    coordinators = [_address(text) for text in coordinator.split(",")]
     run = options.run or f"{plan.model}-manual"
     check_run_name(run)
     folder = Path("runs") / run
-    _check_unused(folder, plan.devices.index(device))
+    _check_unfinished(folder)
     file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
     entry = runnable_entry(file, device)
     price = to_estimate(simulate(plan, problem), plan, problem)
     _restrain(entry)
-    job = _job(plan, problem, options, entry, folder, run, price, host, port, launched=launched)
+    job = _job(plan, problem, options, entry, folder, run, price, *coordinators[0], launched=launched)
+    if _can_recover(plan, device, options):
+        job = replace(job, recovering=_recovering(job, file, problem, options, coordinators))
     with stopped_by_signals():
         if launched:
             _work_for_launcher(job, problem, options, entry, price)
@@ -101,8 +110,8 @@ def _work_by_hand(
     status = "failed"
     try:
         with watcher:
-            _train(job, problem, options, entry, price, watcher.report)
-        return (job.run_dir, read_json(job.run_dir / "summary.json", Summary, schema=SUMMARY_SCHEMA)) if leads else None
+            led = _train(job, problem, options, entry, price, watcher.report)
+        return (job.run_dir, read_json(job.run_dir / "summary.json", Summary, schema=SUMMARY_SCHEMA)) if led else None
     except KeyboardInterrupt:
         status = "interrupted"
         raise
@@ -116,8 +125,8 @@ def _work_by_hand(
 def _train(
     job: Job, problem: Problem, options: RunOptions, entry: DeviceEntry, price: Estimate,
     report: Callable[[Progress], None],
-) -> None:  # fmt: skip
-    """Train under this device's meter; rank 0 writes the run's files."""
+) -> bool:  # fmt: skip
+    """Train under this device's meter; the leader writes the run's files. Whether this device was it."""
     from greentrain.runtime.worker import train
     from greentrain_harness.environment import package_versions
     from greentrain_harness.meters import open_named
@@ -125,25 +134,32 @@ def _train(
 
     started_utc = utc_now()
     plan, folder = job.plan, job.run_dir
-    meter = open_named(entry.meter, sysroot=options.sysroot, device=_at_point(job, problem))
-    with _operating_point(job, options.sysroot, meter.name), Sampler(meter) as sampler:
-        trained = train(job, sampler, report, say)
-    if trained is not None:
+    meter = open_named(entry.meter, sysroot=options.sysroot, device=_at_point(job, problem, options))
+
+    def keep(trained: Trained) -> None:
         if not (folder / "plan.json").exists():
             write_plan_files(folder, plan, problem, simulate(plan, problem), options.plan_path)
-        write_run(folder, job, trained, problem.cluster, price, package_versions(), started_utc)
+        cluster = _with_joined(problem.cluster, trained, options)
+        write_run(folder, job, trained, cluster, price, package_versions(), started_utc)
+
+    with _operating_point(job, options.sysroot, meter.name), Sampler(meter) as sampler:
+        return train(job, sampler, report, say, keep) is not None
 
 
 def _point(job: Job) -> str:
-    """The operating point that the plan gives this device."""
-    stage = next(stage for stage in job.plan.stages if job.device in stage.devices)
-    return stage.points[stage.devices.index(job.device)]
+    """The operating point that the plan gives this device; a device that joins keeps its own."""
+    stage = next((stage for stage in job.plan.stages if job.device in stage.devices), None)
+    return CURRENT_POINT if stage is None else stage.points[stage.devices.index(job.device)]
 
 
-def _at_point(job: Job, problem: Problem) -> Device:
+def _at_point(job: Job, problem: Problem, options: RunOptions) -> Device:
     """This device with only the power curve of its operating point, for a meter that models."""
-    device = problem.cluster.device(job.device)
     point = _point(job)
+    if job.device not in job.plan.devices:
+        device = load_cluster(options.cluster_path)[1].device(job.device)
+        point = device.points[0].name
+    else:
+        device = problem.cluster.device(job.device)
     return msgspec.structs.replace(device, points=tuple(known for known in device.points if known.name == point))
 
 
@@ -185,6 +201,7 @@ def _job(
     from greentrain_harness.environment import machine_id
 
     workload = load_workload(problem.model.workload or plan.model)
+    rank = plan.devices.index(entry.id) if entry.id in plan.devices else None
     return Job(
         run=run,
         plan=plan,
@@ -203,7 +220,86 @@ def _job(
         reach_timeout_s=_JOIN_TIMEOUT_S if launched else _REACH_TIMEOUT_S,
         join_timeout_s=_JOIN_TIMEOUT_S,
         message_timeout_s=max(_MESSAGE_TIMEOUT_S, _MESSAGE_TIMEOUT_ROUNDS * price.step_s),
+        resumed=None if options.resume is None else _resumed(plan, problem, options.resume, options.seed),
+        checkpoint_rounds=_checkpoint_rounds(options, price),
+        check_fresh=lambda: None if rank is None else _check_unused(folder, rank),
     )
+
+
+def _can_recover(plan: Plan, device: str, options: RunOptions) -> bool:
+    """Whether others can go on: not alone, and not where each device of a group holds a part of every layer."""
+    shared = all(stage.sharing == "samples" for stage in plan.stages)
+    return options.recovery and shared and (len(plan.devices) > 1 or device not in plan.devices)
+
+
+def _checkpoint_rounds(options: RunOptions, price: Estimate) -> int | None:
+    if options.checkpoint_rounds is None:
+        return max(round(_CHECKPOINT_S / price.step_s), 1)
+    return options.checkpoint_rounds or None
+
+
+def _resumed(plan: Plan, problem: Problem, path: Path, seed: int) -> Resumed:
+    from greentrain.runtime.checkpoints import open_checkpoint
+
+    return open_checkpoint(
+        path, structure_sha256=plan.structure_sha256, batch=plan.batch, seed=seed, layers_n=len(problem.model.layers)
+    )
+
+
+def _recovering(
+    job: Job, file: ClusterFile, problem: Problem, options: RunOptions, coordinators: Sequence[tuple[str, int]]
+) -> Recovering:  # fmt: skip
+    """How training goes on after a loss: the repair of the plan, and how often stages without a replica are copied."""
+    from greentrain.planners.repair import repair
+    from greentrain.runtime.backups import backup_period, copy_energy_j
+    from greentrain.runtime.worker import Recovering
+
+    plan = job.plan
+    ids = [entry.id for entry in file.device]
+    seats = {device: seat for seat, device in enumerate(plan.devices)}
+    seats |= {device: len(ids) + number for number, device in enumerate(ids) if device not in seats}
+
+    def repaired(present: Plan, lost: frozenset[str], joined: frozenset[str]) -> Plan:
+        new = joined - set(plan.devices)
+        try:
+            wider = _wider(problem, frozenset({*present.devices, *joined}), options)
+        except UsageError as error:
+            say(f"{', '.join(sorted(new))} cannot join: {error.message}")
+            wider, joined = _wider(problem, frozenset(present.devices), options), joined - new
+        return repair(present, wider, lost, joined, home=plan)
+
+    def backup_rounds(present: Plan) -> int:
+        price = estimate(present, _wider(problem, frozenset(present.devices), options))
+        copy_j = copy_energy_j(
+            present, problem.cluster, states_n=OPTIMIZER_STATES[present.optimizer], round_j=price.round_energy_j,
+            round_s=price.step_s,
+        )  # fmt: skip
+        return backup_period(copy_j, price.round_energy_j, options.losses_per_hour * price.step_s / 3600)
+
+    hosts = [*coordinators, *((entry.address, job.port) for entry in file.device if entry.address is not None)]
+    addresses = [
+        (host, port + 1 + seat) for host, port in hosts for device, seat in seats.items() if device != job.device
+    ]
+    return Recovering(
+        repair=repaired, backup_rounds=backup_rounds, seat=seats[job.device], addresses=tuple(dict.fromkeys(addresses))
+    )
+
+
+def _wider(problem: Problem, devices: frozenset[str], options: RunOptions) -> Problem:
+    """The problem with further devices of the cluster, which have joined."""
+    if devices <= {device.id for device in problem.cluster.devices}:
+        return problem
+    file, cluster = load_cluster(options.cluster_path)
+    cluster = cluster.restricted_to(tuple(devices | {device.id for device in problem.cluster.devices}))
+    model = model_for_cluster(options.profiles, problem.model.model, file, cluster)
+    return msgspec.structs.replace(problem, model=model, cluster=cluster)
+
+
+def _with_joined(cluster: Cluster, trained: Trained, options: RunOptions) -> Cluster:
+    """The cluster with devices that have joined."""
+    known = {device.id for device in cluster.devices}
+    new = {result.device for result in trained.results} - known
+    return cluster if not new else load_cluster(options.cluster_path)[1].restricted_to(tuple(known | new))
 
 
 def _print_progress(progress: Progress) -> None:
@@ -214,16 +310,24 @@ def _print_progress(progress: Progress) -> None:
         sys.stdout.flush()
 
 
+def _check_unfinished(folder: Path) -> None:
+    """Refuse to write over a run of that name that has ended."""
+    _check_absent(folder / "summary.json")
+
+
 def _check_unused(folder: Path, rank: int) -> None:
     """Refuse to write over an earlier run of that name."""
     from greentrain.runtime.messages import rank_ledger_path
 
-    for path in (folder / "summary.json", rank_ledger_path(folder, rank)):
-        if path.exists():
-            raise UsageError(
-                f"{path}: exists already, this run has run before.",
-                hint="Choose another --run NAME, the same on every device; runs are never overwritten.",
-            )
+    _check_absent(rank_ledger_path(folder, rank))
+
+
+def _check_absent(path: Path) -> None:
+    if path.exists():
+        raise UsageError(
+            f"{path}: exists already, this run has run before.",
+            hint="Choose another --run NAME, the same on every device; runs are never overwritten.",
+        )
 
 
 def _restrain(entry: DeviceEntry) -> None:

@@ -14,7 +14,7 @@ from greentrain.cli._problem import load_plan
 from greentrain.units import format_quantity
 
 if TYPE_CHECKING:
-    from greentrain.summary import Summary
+    from greentrain.summary import Recovery, Summary
 
 __all__ = ["command"]
 
@@ -27,8 +27,32 @@ __all__ = ["command"]
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data; the workload's own by default.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Stop after so many optimizer steps.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Weights and order of the samples.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on from the last checkpoint of runs/NAME.")
+@click.option(
+    "--checkpoint-every",
+    "checkpoint",
+    metavar="ROUNDS|never",
+    help="Rounds between checkpoints; every ten minutes by default.",
+)
+@click.option(
+    "--recovery/--no-recovery",
+    default=True,
+    show_default=True,
+    help="Go on with the other devices when one is lost, and take it back when its worker is started again.",
+)
+@click.option(
+    "--losses-per-hour",
+    type=click.FloatRange(min=0),
+    default=0.1,
+    show_default=True,
+    help="Devices lost per hour: weighs copies of weights against rounds that are done again.",
+)
 @click.option("--as", "device", metavar="DEVICE", help="Be this device's worker; start one on every device.")
-@click.option("--coordinator", metavar="HOST:PORT", help="Address of the plan's first device, with --as.")
+@click.option(
+    "--coordinator",
+    metavar="HOST:PORT",
+    help="Address of the plan's first device, with --as; further hosts after commas to find a run that goes on.",
+)
 @click.option(
     "--from-environment",
     is_flag=True,
@@ -38,7 +62,8 @@ __all__ = ["command"]
 @sysroot_option
 def command(
     plan_path: Path, run: str | None, cluster_path: Path, profiles: Path, epochs: int | None, rounds: int | None,
-    seed: int, device: str | None, coordinator: str | None, from_environment: bool, as_json: bool, sysroot: Path,
+    seed: int, resume: Path | None, checkpoint: str | None, recovery: bool, losses_per_hour: float,
+    device: str | None, coordinator: str | None, from_environment: bool, as_json: bool, sysroot: Path,
 ) -> None:  # fmt: skip
     """Run PLAN: ledger, summary and trained model under runs/NAME.
 
@@ -53,7 +78,8 @@ def command(
     plan = load_plan(plan_path)
     options = RunOptions(
         run=run, plan_path=plan_path, cluster_path=cluster_path, profiles=profiles, epochs=epochs, rounds=rounds,
-        seed=seed, sysroot=sysroot,
+        seed=seed, sysroot=sysroot, recovery=recovery, losses_per_hour=losses_per_hour,
+        checkpoint_rounds=_checkpoint_rounds(checkpoint), resume=resume,
     )  # fmt: skip
     if (device is None) != (coordinator is None):
         raise click.UsageError("--as and --coordinator go together.")
@@ -73,6 +99,24 @@ def command(
         emit_json(summary)
     else:
         click.echo(_text(folder, summary))
+
+
+def _recovery_text(recovery: Recovery) -> str:
+    names = [f"{', '.join(devices)} {what}" for devices, what in ((recovery.lost, "lost"), (recovery.joined, "joined"))
+             if devices]  # fmt: skip
+    cost = "joules not measured" if recovery.energy_j is None else format_quantity(recovery.energy_j, "energy")
+    repaired = "?" if recovery.repaired_s is None else f"{recovery.repaired_s:.2f} s"
+    return f"{' and '.join(names)} in round {recovery.round + 1}, repaired in {repaired}, {cost}"
+
+
+def _checkpoint_rounds(text: str | None) -> int | None:
+    if text is None or text == "never":
+        return None if text is None else 0
+    if not text.isdigit() or int(text) == 0:
+        raise click.BadParameter(
+            f"{text!r} is neither a number of rounds nor 'never'.", param_hint="--checkpoint-every"
+        )
+    return int(text)
 
 
 def _text(folder: Path, summary: Summary) -> str:
@@ -98,6 +142,8 @@ def _text(folder: Path, summary: Summary) -> str:
             f"  sensors     silent in {summary.rounds - summary.metered_rounds} of {summary.rounds} rounds: the total "
             "lacks them, J/sample is of the others"
         )
+    if summary.recoveries:
+        lines.append(f"  recoveries  {'; '.join(_recovery_text(recovery) for recovery in summary.recoveries)}")
     if summary.loss is not None:
         lines.append(f"  loss        {summary.loss:.4f}")
     if summary.accuracy is not None and summary.accuracy_baseline is not None:

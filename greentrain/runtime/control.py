@@ -38,7 +38,7 @@ _HEAD = struct.Struct("!cI")
 _MOST_BYTES = 1 << 28
 
 Address = tuple[str, int]
-Fate = Literal["dead", "frozen", "unreachable"]
+Fate = Literal["dead", "left", "frozen", "unreachable"]
 
 
 class Loss(NamedTuple):
@@ -46,8 +46,8 @@ class Loss(NamedTuple):
 
     Attributes:
         device: Which.
-        fate: ``dead``: its machine says that the process is gone. ``frozen``: its machine answers, it does not.
-            ``unreachable``: neither does; it may live on behind a broken link.
+        fate: ``dead``: its machine says that the process is gone. ``left``: it said goodbye. ``frozen``: its machine
+            answers, it does not. ``unreachable``: neither does; it may live on behind a broken link.
         silent_s: Seconds since it was last heard.
     """
 
@@ -105,6 +105,8 @@ class Control:
         self._listener = _listen(port)
         self.port: int = self._listener.getsockname()[1]
         self._peers: dict[str, _Connection] = {}
+        # Lost, but told apart: one that was frozen reads there that the others went on.
+        self._gone: dict[str, _Connection] = {}
         self._wanted: dict[str, Address] = {}
         self._changed = threading.Condition()
         self._added: SimpleQueue[_Connection] = SimpleQueue()
@@ -124,6 +126,9 @@ class Control:
             self._wanted = {device: address for device, address in peers.items() if device != self.device}
             for device in [device for device in self._peers if device not in self._wanted]:
                 self._drop(self._peers.pop(device))
+            for connection in self._gone.values():
+                self._drop(connection)
+            self._gone.clear()
         deadline_s = self._clock() + timeout_s
         for device in sorted(self._wanted):
             if device < self.device:
@@ -135,7 +140,7 @@ class Control:
     def send(self, device: str, payload: bytes) -> None:
         """Send a message; where the peer is gone, nothing happens: its loss is told otherwise."""
         with self._changed:
-            peer = self._peers.get(device)
+            peer = self._peers.get(device) or self._gone.get(device)
         if peer is not None:
             peer.send(b"M", payload)
 
@@ -145,7 +150,7 @@ class Control:
             return
         self._closed.set()
         with self._changed:
-            for peer in self._peers.values():
+            for peer in (*self._peers.values(), *self._gone.values()):
                 self._drop(peer)
             self._peers.clear()
         self._wake()
@@ -302,8 +307,10 @@ class Control:
                 return
             if connection.left:
                 del self._peers[device]
-                return
-        self._suspect(connection)
+        if connection.left:
+            self._on_lost(Loss(device, "left", self._clock() - connection.heard_s))
+        else:
+            self._suspect(connection)
 
     def _look_for_silence(self, now_s: float, *, stalled: bool) -> None:
         with self._changed:
@@ -332,11 +339,8 @@ class Control:
         with self._changed:
             if self._closed.is_set() or self._peers.get(device) is not connection or fate is None:
                 return
-            del self._peers[device]
+            self._gone[device] = self._peers.pop(device)
         self._on_lost(Loss(device, fate, self._clock() - connection.heard_s))
-        # Should it come back to life, it finds a closed connection.
-        with contextlib.suppress(OSError):
-            connection.socket.shutdown(socket.SHUT_RDWR)
 
     def _mend(self, device: str, connection: _Connection) -> Fate | None:
         """The peer lives: None where it is heard again, or a new connection has replaced the broken one."""
@@ -423,6 +427,8 @@ def _listen(port: int) -> socket.socket:
         try:
             # What it accepts inherits this.
             _mark(listener)
+            # A worker that comes back finds the port of its earlier life, though old connections still fade away.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("", wanted))
             listener.listen(128)
         except OSError as error:

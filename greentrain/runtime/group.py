@@ -266,8 +266,11 @@ def open_store(host: str, port: int, *, leads: bool, timeout_s: float) -> TCPSto
     Raises:
         RuntimeError: The leader is gone (from torch).
     """
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, port, None, leads, timeout=timeout, wait_for_workers=False)
+    store = TCPStore(
+        host, port, None, leads, timeout=timedelta(seconds=_STORE_TIMEOUT_S / 2), wait_for_workers=False
+    )  # fmt: skip
+    store.set_timeout(timedelta(seconds=timeout_s))
+    return store
 
 
 def _open_store(host: str, port: int, world: int, rank: int) -> TCPStore:

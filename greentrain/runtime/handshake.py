@@ -13,9 +13,10 @@ import msgspec
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from greentrain.errors import RunError, UsageError
-from greentrain.reading import Clock
+from greentrain.power import Source
+from greentrain.reading import Clock, Scope
 
-__all__ = ["Hello", "meet"]
+__all__ = ["Hello", "difference_of", "meet"]
 
 _POLL_S = 0.2
 # Who is missing is said after the first of these, then at intervals of the second.
@@ -36,6 +37,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         settings: Seed, epochs and rounds: what else decides the samples of a round.
         torch: Version of torch.
         board: Ranks on one board share its meter.
+        control: ``HOST:PORT`` of its control plane; empty without one.
+        meter: Name and note of its meter.
+        source: Of its joules.
+        scope: Of its meter.
     """
 
     device: str
@@ -45,6 +50,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     settings: str = ""
     torch: str
     board: str
+    control: str = ""
+    meter: str = "none"
+    source: Source = "modelled"
+    scope: Scope = "process"
 
 
 def meet(
@@ -80,7 +89,7 @@ def meet(
     waiting = _Waiting(store, devices, timeout_s=timeout_s, say=say, clock=clock, sleep=sleep)
     if rank > 0:
         waiting.for_ranks([0])
-        difference = _difference(_hello_of(store, 0), hello)
+        difference = difference_of(_hello_of(store, 0), hello)
         if difference is None and store.add(f"claimed/{rank}", 1) > 1:
             difference = f"device {hello.device} has two workers.", "Start one worker per device."
         if difference is not None:
@@ -147,7 +156,7 @@ def _hello_of(store: TCPStore, rank: int) -> Hello:
         ) from error
 
 
-def _difference(first: Hello, other: Hello) -> tuple[str, str] | None:
+def difference_of(first: Hello, other: Hello) -> tuple[str, str] | None:
     """What another rank has differently from rank 0, as a sentence and a hint; None when they agree."""
     for field, what, cure in (
         ("plan_sha256", "plan", "Copy the same plan file to every device"),

@@ -1,4 +1,4 @@
-"""Start one worker per device, watch them all, and end them all when one fails."""
+"""Start one worker per device and watch them all; end them all when one fails that the others cannot do without."""
 
 from __future__ import annotations
 
@@ -82,6 +82,11 @@ class _Worker:
         """Whether it ended badly."""
         return self.process.poll() not in (None, 0)
 
+    @property
+    def finished(self) -> bool:
+        """Whether it ended well."""
+        return self.process.poll() == 0
+
     def last_error(self) -> tuple[str | None, str | None]:
         """The last ``Error:`` line that it said and the hint that follows it. Call when it has ended."""
         for reader in self.readers:
@@ -113,15 +118,21 @@ def check_runnable(plan: Plan) -> None:
             )
 
 
-def run_workers(commands: Sequence[WorkerCommand], report: Callable[[Progress], None]) -> None:
+def run_workers(
+    commands: Sequence[WorkerCommand],
+    report: Callable[[Progress], None],
+    *,
+    lost: Callable[[str], None] | None = None,
+) -> None:
     """Run all workers to their end.
 
     Args:
         commands: One per device, rank 0 first.
         report: Called with every progress line of any worker.
+        lost: Told of a worker that failed while the others go on without it. None: one failure ends all.
 
     Raises:
-        WorkerFailedError: One failed; the others were stopped within 10 s.
+        WorkerFailedError: One failed before the first round, or none could go on; the others were stopped.
         KeyboardInterrupt: Passed on after all workers were stopped.
     """
     progress: SimpleQueue[Progress] = SimpleQueue()
@@ -130,12 +141,7 @@ def run_workers(commands: Sequence[WorkerCommand], report: Callable[[Progress], 
         try:
             for command in commands:
                 workers += [_start(command, progress, read_end)]
-            while any(worker.runs for worker in workers):
-                _drain(progress, report)
-                if any(worker.failed for worker in workers):
-                    raise _failure(workers)
-            if any(worker.failed for worker in workers):
-                raise _failure(workers)
+            _watch(workers, progress, report, lost)
             for worker in workers:
                 for reader in worker.readers:
                     reader.join(timeout=1.0)
@@ -143,6 +149,40 @@ def run_workers(commands: Sequence[WorkerCommand], report: Callable[[Progress], 
                 report(item)
         finally:
             _stop_all(workers)
+
+
+def _watch(
+    workers: Sequence[_Worker], progress: SimpleQueue[Progress], report: Callable[[Progress], None],
+    lost: Callable[[str], None] | None,
+) -> None:  # fmt: skip
+    """Wait until all have ended, or those that still train.
+
+    Raises:
+        WorkerFailedError: Some failed, and none goes on or finished.
+    """
+    begun = False
+    told: set[str] = set()
+    finished_s: float | None = None
+    while any(worker.runs for worker in workers):
+        begun = _drain(progress, report) or begun
+        failed = [worker for worker in workers if worker.failed]
+        if failed and (lost is None or not begun):
+            raise _failure(workers)
+        if lost is not None and len(failed) < len(workers):
+            for worker in failed:
+                if worker.command.device not in told:
+                    told.add(worker.command.device)
+                    lost(_own_failure(worker).message)
+        if finished_s is None and any(worker.finished for worker in workers):
+            finished_s = time.monotonic()
+        if lost is not None and finished_s is not None and time.monotonic() - finished_s > _GRACE_S:
+            # The others end together: who does not is frozen.
+            for worker in workers:
+                if worker.runs:
+                    lost(f"the worker of {worker.command.device} did not answer in the end and was killed.")
+                    _signal(worker, signal.SIGKILL)
+    if not any(worker.finished for worker in workers) or (lost is None and any(worker.failed for worker in workers)):
+        raise _failure(workers)
 
 
 @contextlib.contextmanager
@@ -209,13 +249,15 @@ def _keep(worker: _Worker, log: IO[bytes]) -> None:
         log.close()
 
 
-def _drain(progress: SimpleQueue[Progress], report: Callable[[Progress], None]) -> None:
+def _drain(progress: SimpleQueue[Progress], report: Callable[[Progress], None]) -> bool:
+    """Pass on what has come; whether there was any."""
     try:
         report(progress.get(timeout=_POLL_S))
     except Empty:
-        return
+        return False
     for item in _queued(progress):
         report(item)
+    return True
 
 
 def _queued(progress: SimpleQueue[Progress]) -> Iterator[Progress]:

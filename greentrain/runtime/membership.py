@@ -33,7 +33,7 @@ class Decision(NamedTuple):
 
     Attributes:
         generation: The new generation's number.
-        devices: Who goes on, by their old rank.
+        members: Who goes on, by their old rank.
         lost: Who does not.
         round: The round to go on with.
         reached: Rounds that were done.
@@ -41,11 +41,16 @@ class Decision(NamedTuple):
     """
 
     generation: int
-    devices: tuple[str, ...]
+    members: tuple[Member, ...]
     lost: tuple[str, ...]
     round: int
     reached: int
     kept: tuple[Kept, ...]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Who goes on."""
+        return tuple(member.device for member in self.members)
 
 
 class Sent(NamedTuple):
@@ -157,7 +162,7 @@ class Membership:
         round_, reached, copies = common_round(reports, self.layers_n)
         return Decision(
             generation=max(report.generation for report in self.reports.values()) + 1,
-            devices=tuple(kept),
+            members=tuple(reports[device].member for device in kept),
             lost=tuple(device for device in base if device not in kept),
             round=round_,
             reached=reached,
@@ -192,7 +197,7 @@ def check_majority(device: str, members: Sequence[str], kept: Sequence[str], los
     Raises:
         NoMajorityError: It is not this one.
     """
-    voters = [member for member in members if lost.get(member) not in ("dead", "frozen")]
+    voters = [member for member in members if lost.get(member) in (None, "unreachable")]
     if 2 * len(kept) > len(voters) or (2 * len(kept) == len(voters) and voters[0] in kept):
         return
     away = ", ".join(member for member in voters if member not in kept)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from greentrain.plan import Plan
+from greentrain.power import Source
+from greentrain.reading import Scope
 from greentrain.runtime.control import Fate
 from greentrain.runtime.handshake import Hello
+from greentrain.runtime.messages import Digest
 from greentrain.summary import Recovery
 
 __all__ = [
-    "Answer", "Commit", "Digest", "Excluded", "Form", "Halt", "Holding", "Kept", "Member", "Message", "Ready",
+    "Answer", "Commit", "Done", "Excluded", "Form", "Halt", "Holding", "Kept", "Member", "Message", "Ready",
     "Report", "Wish", "decode", "encode",
 ]  # fmt: skip
 
@@ -24,6 +27,9 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         port: Port of its control plane.
         board: Devices of one board share a meter.
         seat: Its number in the ledger: the same in every generation.
+        meter: Name and note of its meter.
+        source: Of its joules.
+        scope: Of its meter.
     """
 
     device: str
@@ -31,6 +37,9 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     board: str
     seat: int
+    meter: str = "none"
+    source: Source = "modelled"
+    scope: Scope = "process"
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,26 +48,6 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     start: int
     stop: int
     round: int
-
-
-class Digest(msgspec.Struct, frozen=True, kw_only=True):
-    """A device's round in one line, so that it outlives the device.
-
-    Attributes:
-        step: The round.
-        t_start_s: Since the start of the run.
-        duration_s: Seconds.
-        energy_j: Joules; None when not measured.
-        error_j: ± joules.
-        cpu_s: Processor seconds.
-    """
-
-    step: int
-    t_start_s: float
-    duration_s: float
-    energy_j: float | None
-    error_j: float | None
-    cpu_s: float
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
@@ -97,21 +86,25 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
 
     Attributes:
         generation: The last one that it took part in.
+        member: The sender.
         members: Devices of that generation, by rank.
         lost: Whom it cannot reach, and how they seem.
         done: Rounds whose update it has applied.
         ready: Whether it holds the complete gradients of round ``done``.
         own: The layers [start, stop) that it trains; None before it trains any.
         holdings: Further copies that it has.
+        last_loss: Mean loss of round ``done`` − 1; None where it does not know it.
     """
 
     generation: int
+    member: Member
     members: tuple[str, ...]
     lost: dict[str, Fate]
     done: int
     ready: bool
     own: tuple[int, int] | None
     holdings: tuple[Holding, ...]
+    last_loss: float | None = None
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +125,8 @@ class Form(msgspec.Struct, frozen=True, kw_only=True, tag="form"):
         round: The next round; copies after so many rounds are started from.
         reached: Rounds that were done when all came to rest; those beyond ``round`` are redone.
         kept: Where these copies are.
-        port: Port of the leader's store.
+        host: Address of the store of this generation.
+        port: Its port.
         recoveries: Earlier ones, without their joules.
         lost: Who is no longer a member.
         joined: Who is new.
@@ -146,6 +140,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True, tag="form"):
     round: int
     reached: int
     kept: tuple[Kept, ...]
+    host: str
     port: int
     recoveries: tuple[Recovery, ...]
     lost: tuple[str, ...]
@@ -186,7 +181,13 @@ class Excluded(msgspec.Struct, frozen=True, kw_only=True, tag="excluded"):
     reason: str
 
 
-Message = Ready | Commit | Halt | Report | Form | Excluded | Wish | Answer
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    """The leader has all that the run leaves: the others may go."""
+
+    generation: int
+
+
+Message = Ready | Commit | Halt | Report | Form | Excluded | Wish | Answer | Done
 
 _DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

@@ -18,13 +18,17 @@ from greentrain.power import Source
 from greentrain.reading import Scope
 from greentrain.runtime.finish import (
     board_split,
+    complete_rounds,
+    epoch_losses,
     measured_outcome,
     merge_rank_ledgers,
     predicted_outcome,
     round_losses,
+    undone,
     unused_rows,
+    with_files,
 )
-from greentrain.runtime.worker import RankResult, rank_ledger_path
+from greentrain.runtime.messages import RankResult, rank_ledger_path
 
 PROBLEM = make_problem(3, devices=2, layers=4, batch=8, micro_batches=(4,))
 PLAN = plan_of(PROBLEM, 4, [Part(0, 4, ("d0", "d1"), (3, 1), ("p0", "p0"))])
@@ -51,7 +55,8 @@ def _result(
     rows = [_row(rank, step, joules, source=source) for step, joules in enumerate(energies_j)]
     rows += [_row(rank, step, None, action="forward", duration_s=0.4) for step in range(len(energies_j))]
     return RankResult(
-        rows=rows, loss_S=[0.5 / (step + 1) for step in range(len(energies_j))], cpu_s_S=list(cpu_s),
+        device=f"d{rank}", seat=rank, rows=rows, loss_S=[0.5 / (step + 1) for step in range(len(energies_j))],
+        cpu_s_S=dict(enumerate(cpu_s)),
         peak_bytes=1000, meter="rapl", source=source, board=board, scope=scope,
     )  # fmt: skip
 
@@ -151,7 +156,7 @@ def test_what_the_ranks_wrote_is_joined_without_the_torn_line(tmp_path: Path) ->
         write_ledger(rank_ledger_path(tmp_path, rank), [_row(rank, step, 1.0) for step in (0, 1)])
     torn = rank_ledger_path(tmp_path, 1)
     torn.write_bytes(torn.read_bytes()[:-4])
-    merge_rank_ledgers(tmp_path, 3)
+    merge_rank_ledgers(tmp_path)
     rows = read_ledger(tmp_path / "ledger.csv")
     assert [(row.step, row.rank) for row in rows] == [(0, 0), (0, 1), (1, 0)]
 
@@ -177,3 +182,43 @@ def test_idle_devices_that_count_stand_in_the_ledger_as_modelled() -> None:
     assert outcome.joules_per_sample == pytest.approx((8.0 + round(idle_w, 6)) / PLAN.batch, abs=1e-6)
     assert outcome.energy_j["d2"] == {"idle": pytest.approx(2 * idle_w, abs=1e-5)}
     assert outcome.source == "mixed"
+
+
+def _lost(seat: int, steps: range, undone_from: int) -> RankResult:
+    rows = [_row(seat, step, 2.0) for step in steps]
+    return RankResult(
+        device=f"d{seat}", seat=seat, rows=rows, loss_S=[], cpu_s_S={}, peak_bytes=None, meter="rapl",
+        source="measured", board=f"board{seat}", scope="board", undone_from=undone_from,
+    )  # fmt: skip
+
+
+def test_rounds_that_were_done_again_count_once_and_cost_twice() -> None:
+    rows = undone([_row(0, step, 1.0) for step in (0, 1, 2, 1, 2, 3)], None)
+    assert [(row.step, row.action) for row in rows if row.action == "recovery"] == [(1, "recovery"), (2, "recovery")]
+    assert complete_rounds(rows, 1) == 4
+    outcome = measured_outcome(rows, PLAN, PROBLEM.cluster, duration_s=6.0, peak_bytes={})
+    assert outcome.joules_per_sample == pytest.approx(6.0 / (4 * PLAN.batch))
+    assert outcome.energy_j["d0"]["recovery"] == 2.0
+    assert sum(outcome.energy_j["d0"].values()) == pytest.approx(6.0)
+
+
+def test_what_a_lost_device_wrote_counts_up_to_its_end(tmp_path: Path) -> None:
+    """It took part in rounds 0 to 3, of which 2 and 3 were done again without it."""
+    first = _result(0, [1.0] * 6, [1.0] * 6, board="board0")
+    lost = _lost(1, range(3), undone_from=2)  # The others know of three of its rounds; its file has four.
+    write_ledger(rank_ledger_path(tmp_path, 1), [_row(1, step, 2.0) for step in range(4)])
+    known = with_files([first, lost], tmp_path)[1]
+    assert [(row.step, row.action) for row in known.rows] == [
+        (0, "step"), (1, "step"), (2, "recovery"), (3, "recovery")
+    ]  # fmt: skip
+    elsewhere = with_files([first, lost], tmp_path / "elsewhere")[1]
+    assert [(row.step, row.action) for row in elsewhere.rows] == [(0, "step"), (1, "step"), (2, "recovery")]
+    rows = board_split([first, known])
+    assert complete_rounds(rows, 2) == 6
+    outcome = measured_outcome(rows, PLAN, PROBLEM.cluster, duration_s=6.0, peak_bytes={})
+    assert outcome.joules_per_sample == pytest.approx((6.0 + 8.0) / (6 * PLAN.batch))
+    assert outcome.samples_per_s == pytest.approx(PLAN.batch)
+
+
+def test_losses_by_epoch_of_a_run_that_began_inside_one() -> None:
+    assert list(epoch_losses([4.0, 2.0, 1.0], first_round=3, rounds_per_epoch=4)) == [4.0, 1.5]

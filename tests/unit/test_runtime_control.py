@@ -69,12 +69,12 @@ def test_messages_go_both_ways(nodes: list[Node]) -> None:
     assert a.messages.get(timeout=5) == ("c", b"hello")
 
 
-def test_an_orderly_leave_is_no_loss(nodes: list[Node]) -> None:
+def test_an_orderly_leave_is_told_from_a_death(nodes: list[Node]) -> None:
     a, b, c = joined(nodes, "a", "b", "c")
     b.plane.close()
+    assert a.losses.get(timeout=2).fate == "left"
     c.plane.connect({}, timeout_s=1)
-    with pytest.raises(Empty):
-        a.losses.get(timeout=0.5)
+    assert a.losses.get(timeout=2)[:2] == ("c", "left")
 
 
 def test_questions_of_anybody_are_answered(nodes: list[Node]) -> None:

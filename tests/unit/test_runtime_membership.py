@@ -48,7 +48,7 @@ def report(
     holdings: tuple[Holding, ...] = (),
 ) -> Report:  # fmt: skip
     return Report(
-        generation=membership.generation, members=membership.devices, lost=dict(membership.lost), done=done,
+        generation=membership.generation, member=members(membership.device)[0], members=membership.devices, lost=dict(membership.lost), done=done,
         ready=ready, own=own, holdings=holdings,
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def plan_of(*devices: str) -> Plan:
 def form_of(decision: Decision) -> Form:
     return Form(
         generation=decision.generation, members=members(*decision.devices), plan=plan_of(*decision.devices),
-        round=decision.round, reached=decision.reached, kept=decision.kept, port=1, recoveries=(), lost=decision.lost,
+        round=decision.round, reached=decision.reached, kept=decision.kept, host="h", port=1, recoveries=(), lost=decision.lost,
         joined=(), elapsed_s=0.0, losses=(),
     )  # fmt: skip
 
@@ -247,14 +247,14 @@ def test_messages_survive_the_wire() -> None:
     past = Recovery(
         round=3, lost=("b",), joined=(), detected_s=0.1, repaired_s=None, redone_rounds=0, moved_bytes=5, energy_j=None
     )
-    decision = Decision(2, ("a",), ("b",), 4, 5, (Kept(device="a", start=0, stop=4),))
+    decision = Decision(2, members("a"), ("b",), 4, 5, (Kept(device="a", start=0, stop=4),))
     for message in (
         Ready(generation=1, round=2, loss=0.5, digest=None), Halt(generation=3), report(membership),
         Commit(generation=1, round=2, loss=None, digests={}, pause=True),
         Excluded(generation=1, reason="why"),
         Form(
             generation=2, members=members("a"), plan=plan_of("a"), round=decision.round, reached=5, kept=decision.kept,
-            port=7, recoveries=(past,), lost=("b",), joined=(), elapsed_s=1.5, losses=(1.0, 0.5),
+            host="h", port=7, recoveries=(past,), lost=("b",), joined=(), elapsed_s=1.5, losses=(1.0, 0.5),
         ),
     ):  # fmt: skip
         assert decode(encode(message)) == message

@@ -1,0 +1,192 @@
+"""Copies of stages that only one device holds: kept by the next stage's first device, renewed now and then.
+
+Every device keeps its own tensors of the same round too, so that all can go back to it together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil, sqrt
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from greentrain.cluster import Cluster
+from greentrain.plan import Plan
+from greentrain.runtime.group import RunGroup
+from greentrain.runtime.states import Copies, Copy, State, clone, encode
+
+__all__ = ["Backups", "backup_period", "copy_energy_j", "needs_backups"]
+
+_TAG = 1 << 22
+_MOST_ROUNDS = 1000
+
+
+def needs_backups(plan: Plan) -> bool:
+    """Whether some layers are on one device only, and there is another that can keep a copy."""
+    return len(plan.stages) > 1 and any(len(stage.devices) == 1 for stage in plan.stages)
+
+
+def keepers(plan: Plan) -> dict[int, str]:
+    """Who keeps the copy of each stage with one device: the next stage's first device; of the last, the first's."""
+    return {
+        index: plan.stages[(index + 1) % len(plan.stages)].devices[0]
+        for index, stage in enumerate(plan.stages)
+        if len(stage.devices) == 1 and len(plan.stages) > 1
+    }
+
+
+def copy_energy_j(plan: Plan, cluster: Cluster, *, states_n: int, round_j: float, round_s: float) -> float:
+    """Joules of one renewal of all copies: their bytes on the links, and the cluster's power while they travel.
+
+    Args:
+        plan: The plan.
+        cluster: Its links.
+        states_n: Optimizer state in multiples of the weights.
+        round_j: Joules of a round.
+        round_s: Seconds of a round.
+    """
+    total_j = 0.0
+    for index, keeper in keepers(plan).items():
+        stage = plan.stages[index]
+        size = stage.param_bytes * (1 + states_n)
+        link = cluster.link(stage.devices[0], keeper)
+        total_j += size * (link.tx_j_per_byte + link.rx_j_per_byte)
+        total_j += link.transfer_s(size) * round_j / round_s
+    return total_j
+
+
+def backup_period(copy_j: float, round_j: float, losses_per_round: float) -> int:
+    """Rounds between copies with the least expected joules.
+
+    A round costs ``copy_j / N`` for copies and ``losses_per_round · N/2 · round_j`` for rounds that are done again:
+    least at ``N = sqrt(2·copy_j / (losses_per_round · round_j))``, Young's interval (CACM 17(9), 1974) in joules.
+    """
+    if losses_per_round <= 0 or round_j <= 0:
+        return _MOST_ROUNDS
+    return min(max(round(sqrt(2 * copy_j / (losses_per_round * round_j))), 1), _MOST_ROUNDS)
+
+
+@dataclass
+class _Flow:
+    """A copy on its way, chunk by chunk."""
+
+    data: Tensor
+    chunks: tuple[Tensor, ...]
+    work: dist.Work | None = None
+    sent_n: int = 0
+
+
+@dataclass
+class Backups:
+    """One device's part in the copies of one generation.
+
+    At its first round and every ``period`` rounds all keep their present tensors; a stage with one device sends its
+    copy over the first half of the following period, a part before each round, so that no message of a round waits
+    behind a whole copy.
+
+    Attributes:
+        plan: The plan.
+        device: This device.
+        group: The joined ranks.
+        copies: Where copies are kept.
+        period: Rounds between copies.
+    """
+
+    plan: Plan
+    device: str
+    group: RunGroup
+    copies: Copies
+    period: int
+    _stage: int = field(init=False)
+    _keeps_of: int | None = field(init=False, default=None)
+    _begun: list[int] = field(default_factory=list[int])
+    _out: _Flow | None = None
+    _in: _Flow | None = None
+
+    def __post_init__(self) -> None:
+        self._stage = next(index for index, stage in enumerate(self.plan.stages) if self.device in stage.devices)
+        for index, keeper in keepers(self.plan).items():
+            if keeper == self.device:
+                self._keeps_of = index
+
+    @property
+    def _parts_n(self) -> int:
+        return max(ceil(self.period / 2), 1)
+
+    def before_round(self, done: int, state: State) -> int:
+        """Go on with the copies; call on every rank before each round, with how many are done.
+
+        Args:
+            done: Rounds whose update has been applied.
+            state: The tensors that this device trains.
+
+        Returns:
+            Bytes that were sent and received.
+
+        Raises:
+            PeersLostError: A peer is gone or silent.
+        """
+        with self.group.talking():
+            moved = self._finish_parts()
+            if not self._begun or done - self._begun[-1] >= self.period:
+                self._begin(done, state)
+            self._start_parts()
+        return moved
+
+    def _begin(self, done: int, state: State) -> None:
+        stage = self.plan.stages[self._stage]
+        # The one before may not have arrived everywhere yet; then those who keep less could not go back as far.
+        self._begun = [*self._begun[-2:], done]
+        whole_n = 2 if self._parts_n < self.period else 3
+        self.copies.drop(before=self._begun[-whole_n:][0])
+        copied = clone(state)
+        self.copies.kept.append(Copy(stage.start, stage.stop, done, copied))
+        keeper = keepers(self.plan).get(self._stage)
+        length = torch.zeros(1, dtype=torch.int64)
+        work = None
+        if keeper is not None:
+            data = torch.frombuffer(bytearray(encode(copied)), dtype=torch.uint8)
+            length[0] = len(data)
+            work = dist.isend(length, dst=self.group.ranks[keeper], tag=_TAG + self._stage)
+            self._out = self._flow(data)
+        if self._keeps_of is not None:
+            given = torch.zeros(1, dtype=torch.int64)
+            dist.recv(given, src=self._source(), tag=_TAG + self._keeps_of)
+            self._in = self._flow(torch.empty(int(given.item()), dtype=torch.uint8))
+        if work is not None:
+            work.wait()
+
+    def _flow(self, data: Tensor) -> _Flow:
+        return _Flow(data, data.split(max(ceil(len(data) / self._parts_n), 1)))
+
+    def _source(self) -> int:
+        assert self._keeps_of is not None
+        return self.group.ranks[self.plan.stages[self._keeps_of].devices[0]]
+
+    def _start_parts(self) -> None:
+        if self._out is not None:
+            part = self._out.chunks[self._out.sent_n]
+            keeper = self.group.ranks[keepers(self.plan)[self._stage]]
+            self._out.work = dist.isend(part, dst=keeper, tag=_TAG + self._stage)
+        if self._in is not None:
+            part = self._in.chunks[self._in.sent_n]
+            self._in.work = dist.irecv(part, src=self._source(), tag=_TAG + (self._keeps_of or 0))
+
+    def _finish_parts(self) -> int:
+        moved = 0
+        for flow in (self._out, self._in):
+            if flow is not None and flow.work is not None:
+                flow.work.wait()
+                moved += len(flow.chunks[flow.sent_n])
+                flow.work = None
+                flow.sent_n += 1
+        if self._out is not None and self._out.sent_n == len(self._out.chunks):
+            self._out = None
+        if self._in is not None and self._in.sent_n == len(self._in.chunks):
+            assert self._keeps_of is not None
+            stage = self.plan.stages[self._keeps_of]
+            self.copies.kept.append(Copy(stage.start, stage.stop, self._begun[-1], self._in.data.numpy().tobytes()))
+            self._in = None
+        return moved

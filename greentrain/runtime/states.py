@@ -1,0 +1,214 @@
+"""Weights and optimizer state by layer: taken, put back, copied, and moved between devices as raw bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from greentrain.plan import Plan
+from greentrain.runtime.executor import Executor
+from greentrain.runtime.group import RunGroup
+from greentrain.runtime.wire import Holding, Kept
+
+__all__ = [
+    "Copies",
+    "Copy",
+    "Move",
+    "State",
+    "clone",
+    "decode",
+    "encode",
+    "layer_of",
+    "moves_of",
+    "put",
+    "take",
+    "travel",
+]
+
+# Tensor name -> tensor: ``<layer>.<parameter>`` and, for optimizer state, ``<layer>.<parameter>|<key>``.
+State = dict[str, Tensor]
+
+_TAG = 1 << 21
+_CHUNK_BYTES = 1 << 22
+
+
+def take(executor: Executor, start: int) -> State:
+    """The tensors that a stage trains, not copied.
+
+    Args:
+        executor: Its executor.
+        start: Its first layer.
+    """
+    found: State = {}
+    for name, parameter in _parameters(executor.blocks, start):
+        found[name] = parameter.detach()
+        for key, value in executor.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                found[f"{name}|{key}"] = value
+    return found
+
+
+def put(executor: Executor, start: int, state: Mapping[str, Tensor]) -> None:
+    """Load tensors into a stage; its optimizer must be new. A tensor that is the stage's own already stays.
+
+    Raises:
+        KeyError: A parameter is missing.
+    """
+    with torch.no_grad():
+        for name, parameter in _parameters(executor.blocks, start):
+            given = state[name]
+            if given.data_ptr() != parameter.data_ptr():
+                parameter.copy_(given)
+            prefix = f"{name}|"
+            kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if kept:
+                executor.optimizer.state[parameter] = kept
+
+
+def clone(state: Mapping[str, Tensor]) -> State:
+    """A copy."""
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def encode(state: Mapping[str, Tensor]) -> bytes:
+    """The tensors in safetensors form."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().contiguous() for name, tensor in state.items()})
+
+
+def decode(data: bytes) -> State:
+    """The inverse of :func:`encode`."""
+    from safetensors.torch import load
+
+    return load(data)
+
+
+def _parameters(blocks: Sequence[nn.Module], start: int) -> Iterator[tuple[str, nn.Parameter]]:
+    for layer, block in enumerate(blocks, start=start):
+        for name, parameter in block.named_parameters():
+            if parameter.requires_grad:
+                yield f"{layer}.{name}", parameter
+
+
+def layer_of(name: str) -> int:
+    """The layer of a tensor."""
+    return int(name.partition(".")[0])
+
+
+@dataclass
+class Copy:
+    """Tensors of the layers [start, stop) after ``round`` rounds; those that arrived are decoded when needed."""
+
+    start: int
+    stop: int
+    round: int
+    state: State | bytes
+
+    def part(self, start: int, stop: int) -> State:
+        """The tensors of some layers."""
+        if isinstance(self.state, bytes):
+            self.state = decode(self.state)
+        return {name: tensor for name, tensor in self.state.items() if start <= layer_of(name) < stop}
+
+
+@dataclass
+class Copies:
+    """What a device keeps besides what it trains: its own earlier rounds, and what others gave it to keep."""
+
+    kept: list[Copy] = field(default_factory=list[Copy])
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """What is kept, in words."""
+        return tuple(Holding(start=copy.start, stop=copy.stop, round=copy.round) for copy in self.kept)
+
+    def drop(self, *, before: int = 0, after: int | None = None) -> None:
+        """Drop the copies of rounds before one, and of those after another."""
+        self.kept = [copy for copy in self.kept if copy.round >= before and (after is None or copy.round <= after)]
+
+    def part(self, round_: int, start: int, stop: int) -> State:
+        """The tensors of layers after a round, from all copies together."""
+        found: State = {}
+        for copy in self.kept:
+            if copy.round == round_:
+                found.update(copy.part(start, stop))
+        return found
+
+
+class Move(NamedTuple):
+    """Layers [start, stop) that travel."""
+
+    source: str
+    target: str
+    start: int
+    stop: int
+
+
+def moves_of(kept: Sequence[Kept], plan: Plan) -> list[Move]:
+    """What must travel so that every device has the layers of its stage: only those that it does not have.
+
+    The same on every device. Of several holders the one that already gives the layer before is asked.
+    """
+    found: list[Move] = []
+    for stage in plan.stages:
+        for device in stage.devices:
+            for layer in range(stage.start, stage.stop):
+                holders = [copy.device for copy in kept if copy.start <= layer < copy.stop]
+                if device in holders:
+                    continue
+                last = found[-1] if found else None
+                if last is not None and (last.target, last.stop) == (device, layer) and last.source in holders:
+                    found[-1] = last._replace(stop=layer + 1)
+                else:
+                    found.append(Move(holders[0], device, layer, layer + 1))
+    return found
+
+
+def travel(moves: Iterable[Move], group: RunGroup, held: Mapping[tuple[int, int], State]) -> tuple[State, int]:
+    """Send and receive. Call on every rank with the same moves.
+
+    Args:
+        moves: From :func:`moves_of`.
+        group: The new group.
+        held: What this device gives, by layers.
+
+    Returns:
+        What arrived here, and how many bytes.
+
+    Raises:
+        PeersLostError: A peer is gone or silent.
+    """
+    with group.talking():
+        sends: list[tuple[dist.Work | None, Tensor]] = []
+        numbered = list(enumerate(moves))
+        for number, move in numbered:
+            if move.source == group.device:
+                data = torch.frombuffer(bytearray(encode(held[move.start, move.stop])), dtype=torch.uint8)
+                target = group.ranks[move.target]
+                parts = (torch.tensor([len(data)], dtype=torch.int64), *data.split(_CHUNK_BYTES))
+                sends += [(dist.isend(part, dst=target, tag=_TAG + number), part) for part in parts]
+        arrived: State = {}
+        moved_bytes = 0
+        for number, move in numbered:
+            if move.target == group.device:
+                data = _receive(group.ranks[move.source], _TAG + number)
+                moved_bytes += len(data)
+                arrived.update(decode(data))
+        for work, _ in sends:
+            assert work is not None
+            work.wait()
+        return arrived, moved_bytes
+
+
+def _receive(source: int, tag: int) -> bytes:
+    length = torch.tensor([0], dtype=torch.int64)
+    dist.recv(length, src=source, tag=tag)
+    data = torch.empty(int(length.item()), dtype=torch.uint8)
+    for part in data.split(_CHUNK_BYTES):
+        dist.recv(part, src=source, tag=tag)
+    return data.numpy().tobytes()
