@@ -9,7 +9,7 @@ split layers meet whole blocks is done by the layer next to the joint; the rules
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -395,7 +395,9 @@ def summed_parameters(blocks: Sequence[nn.Module]) -> list[nn.Parameter]:
     ]
 
 
-def named_parts(block: nn.Module, tensors: dict[nn.Parameter, Tensor] | None = None) -> dict[str, Tensor]:
+def named_parts(
+    block: nn.Module, tensors: Mapping[nn.Parameter, Tensor] | None = None, *, replicated: bool = True
+) -> dict[str, Tensor]:
     """A device's trainable parameters of a block by name, or tensors of the same shapes that belong to them.
 
     Those of a split layer are parts, with the region in the name; :func:`gather_named
@@ -404,15 +406,17 @@ def named_parts(block: nn.Module, tensors: dict[nn.Parameter, Tensor] | None = N
     Args:
         block: A block as :func:`split_blocks` gives it, or any other.
         tensors: What an optimizer keeps for each parameter; None: the parameters themselves.
+        replicated: Whether those are among them that every device of the group holds whole.
     """
     if not isinstance(block, SplitLayer):
         return {
             name: (parameter if tensors is None else tensors[parameter]).detach().contiguous()
             for name, parameter in block.named_parameters()
-            if parameter.requires_grad
+            if parameter.requires_grad and replicated
         }
     found: dict[str, Tensor] = {}
+    own = {id(parameter) for parameter in split_parameters([block])}
     for parameter, holding in block.holdings():
-        if parameter.requires_grad:
+        if parameter.requires_grad and (replicated or id(parameter) in own):
             found |= parts_of(holding, parameter if tensors is None else tensors[parameter])
     return found
