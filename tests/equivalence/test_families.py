@@ -269,3 +269,25 @@ def test_every_gradient_of_uneven_micro_batches_is_that_of_the_whole(name: str) 
         (part,) = run_blocks(split, tuple(tensor[rows] for tensor in inputs))
         (part.square().mean() * len(part) / len(scores)).backward()
     compare_gradients(nn.ModuleList(whole), nn.ModuleList(split), 1e-13)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_cutting_between_all_blocks_leaves_the_gradients(name: str) -> None:
+    """As between the stages of a pipeline; a T5's encoder states reach every decoder block on their own way."""
+    case = tiny(name)
+    whole = fresh_blocks(case, torch.float64)
+    cut = copy.deepcopy(whole)
+    run_blocks(whole, case.inputs)[0].square().mean().backward()
+    entries: list[Tensors] = []
+    exits: list[Tensors] = []
+    tensors = case.inputs
+    for block in cut:
+        entries.append(tensors)
+        exits.append(run_blocks((block,), tensors))
+        tensors = tuple(output.detach().requires_grad_(output.requires_grad) for output in exits[-1])
+    tensors[0].square().mean().backward()
+    for number in reversed(range(len(cut))):
+        received = tensors if number + 1 == len(cut) else entries[number + 1]
+        pairs = [(out, entry) for out, entry in zip(exits[number], received, strict=True) if entry.grad is not None]
+        torch.autograd.backward([out for out, _ in pairs], [entry.grad for _, entry in pairs])
+    compare_gradients(nn.ModuleList(whole), nn.ModuleList(cut), 1e-13)

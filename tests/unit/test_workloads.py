@@ -6,16 +6,23 @@ import dataclasses
 import importlib.util
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from greentrain.errors import UnavailableError, UsageError
+from greentrain.runtime import evaluate
+from greentrain.runtime.worker import TrainedModel
+from greentrain.training_data import IGNORED, TrainingData
 from greentrain.workloads import load_workload, workload_names
+from greentrain.workloads.families import from_sequential, from_transformers
+from greentrain.workloads.losses import next_token_loss
 from greentrain.workloads.workload import (
     Workload,
     block_names,
@@ -31,8 +38,108 @@ needs_minilm = pytest.mark.skipif(not HAS_MINILM, reason="the package gt-all-min
 ALL = ["digits-cnn", "digits-vit", pytest.param("minilm-reviews", marks=needs_minilm)]
 
 
+READY = (
+    "bert-small", "digits-cnn", "digits-vit", "efficientnet-b1", "gpt2-small", "llama-small", "minilm-reviews",
+    "mobilenetv2", "opt-small", "resnet50", "smollm2", "t5-small", "vit-small",
+)  # fmt: skip
+
+
 def test_names_are_the_files_of_the_package() -> None:
-    assert workload_names() == ("digits-cnn", "digits-vit", "minilm-reviews")
+    assert workload_names() == READY
+
+
+@pytest.mark.parametrize("name", sorted({*READY} - {"digits-cnn", "digits-vit", "minilm-reviews", "smollm2"}))
+def test_models_of_transformers_fit_their_data(name: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    workload = load_workload(name)
+    assert workload.name == name
+    blocks = workload.build(0)
+    assert len(set(block_names(blocks))) == len(blocks) >= 6
+    inputs, targets = workload.example(2)
+    with torch.no_grad():
+        (scores,) = run_blocks(blocks, inputs)
+        assert torch.isfinite(workload.loss(scores, targets))
+    assert not any(isinstance(module, nn.BatchNorm2d) for block in blocks for module in block.modules())
+    try:
+        data = load_dataset(workload.dataset)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    for tensor, array in zip((*inputs, targets), (*data.train_inputs, data.train_targets), strict=True):
+        there = torch.from_numpy(array[:2])
+        assert (tensor.shape, tensor.dtype) == (there.shape, there.dtype)
+    assert data.train_targets.max() < scores.shape[-1]
+
+
+def test_transformers_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # pyright: ignore[reportUnknownLambdaType]
+    with pytest.raises(UnavailableError, match=r"'transformers' is not installed.*pip install 'transformers>="):
+        load_workload("bert-small").build(0)
+    assert run_blocks(load_workload("digits-vit").build(0), load_workload("digits-vit").example(1)[0])
+
+
+def test_an_unknown_model_lists_the_supported_ones_and_the_lines_for_ones_own() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    with pytest.raises(UsageError, match="DistilBertConfig has no blocks here, expected one of: BertFor") as caught:
+        from_transformers(transformers.DistilBertConfig())
+    assert "workload = Workload(" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="Linear has no blocks here"):
+        from_transformers(nn.Linear(1, 1))
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def test_a_sequential_becomes_a_block_per_layer_with_weights() -> None:
+    blocks = from_sequential(net, seed=1)
+    rows = torch.rand(3, 3, 4)
+    assert [sum(1 for _ in block.parameters()) for block in blocks] == [2, 2, 2]
+    assert torch.equal(run_blocks(blocks, (rows,))[0], nn.Sequential(*from_sequential(net, seed=1))(rows))
+    assert not torch.equal(run_blocks(blocks, (rows,))[0], run_blocks(from_sequential(net, seed=2), (rows,))[0])
+    given = net()
+    assert torch.equal(run_blocks(from_sequential(given), (rows,))[0], given(rows))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), "has a BatchNorm2d, which ties the rows"),
+        (nn.Sequential(nn.Flatten(), nn.ReLU()), "has no weights"),
+        (nn.Linear(2, 2), "is a Linear, expected an nn.Sequential"),
+        (nn.Sequential(nn.Sequential(shared := nn.Linear(2, 2)), nn.ReLU(), shared), "share a weight"),
+    ],
+)
+def test_a_net_that_cannot_be_shared_out_is_refused(bad: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_sequential(bad)
+
+
+def test_loss_of_texts_is_a_mean_over_rows() -> None:
+    scores = torch.randn(5, 7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(11, (5, 7), generator=torch.Generator().manual_seed(1))
+    targets[0, 1:] = IGNORED
+    targets[1] = IGNORED
+    rows = [next_token_loss(scores[row : row + 1], targets[row : row + 1]) for row in range(5)]
+    torch.testing.assert_close(next_token_loss(scores, targets), torch.stack(rows).mean())
+    assert rows[1] == 0
+    torch.testing.assert_close(rows[0], nn.functional.cross_entropy(scores[0, :1], targets[0, :1]))
+
+
+def copying(_seed: int) -> list[nn.Module]:
+    """Finds its input most likely."""
+    return [nn.Embedding.from_pretrained(torch.eye(2))]
+
+
+def test_accuracy_counts_the_tokens_that_are_asked_for() -> None:
+    targets = np.array([[0, 1, IGNORED], [1, IGNORED, IGNORED]])
+    inputs = np.array([[0, 0, 1], [1, 0, 0]])
+    data = TrainingData(
+        name="tokens", source="test", train_inputs=(inputs,), train_targets=targets, test_inputs=(inputs,),
+        test_targets=targets,
+    )  # fmt: skip
+    copies = dataclasses.replace(load_workload("digits-cnn"), build=copying)
+    assert evaluate.accuracy(copies, 0, TrainedModel(parameters={}), data) == pytest.approx(2 / 3)
+    assert evaluate.baseline(data) == pytest.approx(2 / 3)
 
 
 def test_importing_the_package_loads_no_torch() -> None:
@@ -127,10 +234,11 @@ def test_minilm_without_its_package_says_how_to_install_it(monkeypatch: pytest.M
 
 
 def test_unknown_name_lists_the_known_ones_and_its_hint_runs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="digits-cnn, digits-vit, minilm-reviews") as caught:
+    with pytest.raises(UsageError, match="'resnet-9000' is not a workload") as caught:
         load_workload("resnet-9000")
     hint = caught.value.hint or ""
-    code = "\n".join(line[4:] for line in hint.splitlines()[1:])
+    assert all(f"\n    {name} " in hint for name in READY)
+    code = textwrap.dedent(hint.partition("in that file:\n")[2])
     file = tmp_path / "my_net.py"
     file.write_text(code)
     workload = load_workload(f"{file}:workload")

@@ -11,13 +11,13 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from greentrain.errors import UnavailableError, UsageError
+from greentrain.workloads._own import BRING_YOUR_OWN
 from greentrain.workloads.families.shared import (
     batch_norm_to_fixed,
     batch_norm_to_group_norm,
@@ -28,7 +28,7 @@ from greentrain.workloads.families.shared import (
 )
 from greentrain.workloads.workload import build_seeded
 
-__all__ = ["TRANSFORMERS_HINT", "from_sequential", "from_transformers", "supported_models"]
+__all__ = ["TRANSFORMERS_HINT", "from_sequential", "from_transformers", "supported_models", "transformers"]
 
 TRANSFORMERS_HINT = "Run: pip install 'transformers>=5.23'"
 
@@ -44,13 +44,6 @@ _MODULES: dict[str, str] = {
     "MobileNetV2ForImageClassification": "mobilenet_v2",
     "EfficientNetForImageClassification": "efficientnet",
 }
-_TEN_LINES = """\
-Any other model: list its layers yourself, in a file my_net.py for --model my_net.py:workload:
-    from torch import nn
-    from greentrain.workloads.families import from_sequential
-    def net():
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    blocks = from_sequential(net, seed=0)"""
 
 
 def supported_models() -> tuple[str, ...]:
@@ -76,14 +69,14 @@ def from_transformers(source: Any, seed: int = 0) -> list[nn.Module]:
         UnavailableError: transformers is not installed.
         UsageError: No family for this model.
     """
-    transformers = _transformers()
+    library = transformers()
     name = type(source).__name__
-    fresh = isinstance(source, transformers.PreTrainedConfig)
+    fresh = isinstance(source, library.PreTrainedConfig)
     if fresh:
         name = next((known for known, family in _MODULES.items() if family == source.model_type), name)
     if name not in _MODULES:
-        raise UsageError(f"{name} has no blocks here, expected one of: {', '.join(_MODULES)}.", hint=_TEN_LINES)
-    model: nn.Module = _uninitialised(transformers, name, source) if fresh else copy.deepcopy(source)
+        raise UsageError(f"{name} has no blocks here, expected one of: {', '.join(_MODULES)}.", hint=BRING_YOUR_OWN)
+    model: nn.Module = _uninitialised(getattr(library, name), source) if fresh else copy.deepcopy(source)
     drop_nothing(model)
     with_plain_rms_norm(model)
     (batch_norm_to_group_norm if fresh else batch_norm_to_fixed)(model)
@@ -95,20 +88,25 @@ def from_transformers(source: Any, seed: int = 0) -> list[nn.Module]:
     return blocks
 
 
-def _transformers() -> ModuleType:
+def transformers() -> Any:
+    """The package transformers, imported on first use.
+
+    Raises:
+        UnavailableError: It is not installed.
+    """
     if importlib.util.find_spec("transformers") is None:
         raise UnavailableError("the Python package 'transformers' is not installed.", hint=TRANSFORMERS_HINT)
     return importlib.import_module("transformers")
 
 
-def _uninitialised(transformers: ModuleType, name: str, config: Any) -> nn.Module:
+def _uninitialised(make: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """The model of a configuration without the time for weights that are drawn anew anyway."""
     from transformers.initialization import no_init_weights
 
     config = copy.deepcopy(config)
     config.tie_word_embeddings = False
     with torch.random.fork_rng(devices=[]), no_init_weights():
-        return getattr(transformers, name)(config)
+        return make(config)
 
 
 def from_sequential(net: nn.Sequential | Callable[[], nn.Sequential], seed: int = 0) -> list[nn.Module]:
@@ -123,7 +121,7 @@ def from_sequential(net: nn.Sequential | Callable[[], nn.Sequential], seed: int 
     """
     found = net if isinstance(net, nn.Module) else build_seeded([net], seed)[0]
     if not isinstance(found, nn.Sequential):
-        raise UsageError(f"the net is a {type(found).__name__}, expected an nn.Sequential.", hint=_TEN_LINES)
+        raise UsageError(f"the net is a {type(found).__name__}, expected an nn.Sequential.", hint=BRING_YOUR_OWN)
     groups: list[list[nn.Module]] = []
     for child in copy.deepcopy(found):
         has_weights = any(True for _ in child.parameters())
