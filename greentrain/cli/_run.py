@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 
     from greentrain.runtime.launch import WorkerCommand
 
-__all__ = ["RunOptions", "check_run_name", "launch_run", "runnable_entry", "stopped_by_signals"]
+__all__ = [
+    "RunOptions",
+    "check_checkpoints",
+    "check_run_name",
+    "launch_run",
+    "runnable_entry",
+    "stopped_by_signals",
+    "whole_layers",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +82,32 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
         RunError: A worker failed; the ledger so far and a summary with its status are written.
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the same is written.
     """
-    from greentrain.runtime.launch import check_runnable
-
-    check_runnable(plan)
+    check_checkpoints(plan, options)
     file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
     entries = [runnable_entry(file, device) for device in plan.devices]
     _check_network(entries)
     _check_processors(entries, options.sysroot)
     with stopped_by_signals():
         return _launch(plan, problem, entries, options, quiet=quiet)
+
+
+def check_checkpoints(plan: Plan, options: RunOptions) -> None:
+    """Refuse checkpoints where they cannot be written.
+
+    Raises:
+        NotSupportedError: They are asked for, and the devices of a group hold parts of layers.
+    """
+    if whole_layers(plan) or not (options.checkpoint_rounds or options.resume):
+        return
+    raise NotSupportedError(
+        "plan: a stage shares work inside a sample; there are no checkpoints of parts of layers.",
+        hint="Leave out --resume and --checkpoint-every, or schedule a plan that shares samples.",
+    )
+
+
+def whole_layers(plan: Plan) -> bool:
+    """Whether every device of a plan holds its layers whole."""
+    return all(stage.sharing == "samples" for stage in plan.stages)
 
 
 def _launch(

@@ -15,7 +15,14 @@ import msgspec
 from greentrain.cli._cluster import load_cluster
 from greentrain.cli._common import say
 from greentrain.cli._problem import model_for_cluster, problem_of_plan
-from greentrain.cli._run import RunOptions, check_run_name, runnable_entry, stopped_by_signals
+from greentrain.cli._run import (
+    RunOptions,
+    check_checkpoints,
+    check_run_name,
+    runnable_entry,
+    stopped_by_signals,
+    whole_layers,
+)
 from greentrain.cli._run_files import save_cut_run, write_plan_files, write_run
 from greentrain.cluster import Cluster
 from greentrain.cluster_file import ClusterFile, DeviceEntry, cpu_numbers
@@ -65,6 +72,7 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if device not in plan.devices and not options.recovery:
         raise UsageError(f"device {device!r} is not in the plan.", hint=f"It has: {', '.join(plan.devices)}.")
+    check_checkpoints(plan, options)
     coordinators = [_address(text) for text in coordinator.split(",")]
     run = options.run or f"{plan.model}-manual"
     check_run_name(run)
@@ -221,15 +229,14 @@ def _job(
         join_timeout_s=_JOIN_TIMEOUT_S,
         message_timeout_s=max(_MESSAGE_TIMEOUT_S, _MESSAGE_TIMEOUT_ROUNDS * price.step_s),
         resumed=None if options.resume is None else _resumed(plan, problem, options.resume, options.seed),
-        checkpoint_rounds=_checkpoint_rounds(options, price),
+        checkpoint_rounds=_checkpoint_rounds(options, price) if whole_layers(plan) else None,
         check_fresh=lambda: None if rank is None else _check_unused(folder, rank),
     )
 
 
 def _can_recover(plan: Plan, device: str, options: RunOptions) -> bool:
     """Whether others can go on: not alone, and not where each device of a group holds a part of every layer."""
-    shared = all(stage.sharing == "samples" for stage in plan.stages)
-    return options.recovery and shared and (len(plan.devices) > 1 or device not in plan.devices)
+    return options.recovery and whole_layers(plan) and (len(plan.devices) > 1 or device not in plan.devices)
 
 
 def _checkpoint_rounds(options: RunOptions, price: Estimate) -> int | None:

@@ -17,13 +17,12 @@ from typing import IO
 
 import msgspec
 
-from greentrain.errors import NotSupportedError, RunError
+from greentrain.errors import RunError
 from greentrain.files import writing
-from greentrain.plan import Plan
 from greentrain.runtime.lifeline import LAUNCHED
 from greentrain.runtime.messages import PEERS_LOST, Progress
 
-__all__ = ["WorkerCommand", "WorkerFailedError", "check_runnable", "run_workers"]
+__all__ = ["WorkerCommand", "WorkerFailedError", "run_workers"]
 
 # A worker that is asked to stop gets this long before it is killed.
 _GRACE_S = 10.0
@@ -102,20 +101,6 @@ class _Worker:
     def lost_peers(self) -> bool:
         """Whether it failed only because another did."""
         return self.process.returncode == RunError.exit_code and PEERS_LOST in (self.last_error()[0] or "")
-
-
-def check_runnable(plan: Plan) -> None:
-    """Refuse a plan that the executor cannot run. Call before anything is started.
-
-    Raises:
-        NotSupportedError: A stage shares work inside a sample.
-    """
-    for index, stage in enumerate(plan.stages):
-        if stage.sharing != "samples":
-            raise NotSupportedError(
-                f"plan: stage {index} shares {stage.sharing!r}, training runs sample sharing only.",
-                hint="Simulate it (greentrain simulate), or schedule a plan that shares samples.",
-            )
 
 
 def run_workers(

@@ -343,11 +343,8 @@ class Trainer:
             return
         crew = self.session.crew
         # Without a crew its rows are a sample of the round's; the exact loss is added up after the run.
-        shown = (
-            crew.losses[step - self.job.first_round]
-            if crew is not None
-            else loss * self.session.plan.micro_batch / stage.shares[0]
-        )
+        rows_ratio = stage.shares[0] / self.session.plan.micro_batch if stage.sharing == "samples" else 1.0
+        shown = crew.losses[step - self.job.first_round] if crew is not None else loss / rows_ratio
         self.report(
             Progress(
                 step=step + 1, steps=self.job.rounds_n, epoch=step // self.job.rounds_per_epoch + 1, loss=shown,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import msgspec
 import torch
-from torch import Tensor
 
 from greentrain.errors import RunError, UsageError
 from greentrain.reading import EnergyRecorder
@@ -14,7 +13,6 @@ from greentrain.runtime.crew import Crew
 from greentrain.runtime.finish import round_losses
 from greentrain.runtime.group import Hello, PeersLostError, RunGroup, join, plain
 from greentrain.runtime.job import Job, Recovering, Trained, TrainedModel
-from greentrain.runtime.launch import check_runnable
 from greentrain.runtime.messages import Progress, RankResult
 from greentrain.runtime.network import address_towards
 from greentrain.runtime.session import Session, StageMaker, stage_of
@@ -54,7 +52,6 @@ def train(
         RunError: Peers are gone or silent and training cannot go on without them, the loss is no number, or the ledger
             cannot be written.
     """
-    check_runnable(job.plan)
     if job.rounds_per_epoch == 0:
         raise UsageError(
             f"data set {job.data.name!r} has {len(job.data.train_targets)} training samples, "

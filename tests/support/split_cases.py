@@ -277,7 +277,7 @@ def make_plan(name: str, workload: Workload) -> tuple[Plan, list[tuple[TensorSpe
     blocks = workload.build(0)
     outputs_L = block_outputs(blocks, workload.example(1)[0])
     layers = layer_profiles(blocks, outputs_L)
-    sharings: list[Sharing | None] = [sharing for _, _, sharing, _ in groups]
+    following: list[Sharing | None] = [*(sharing for _, _, sharing, _ in groups[1:]), None]
     stages = [
         Stage(
             start=start, stop=stop, devices=tuple(shares), sharing=sharing, shares=tuple(shares.values()),
@@ -285,7 +285,7 @@ def make_plan(name: str, workload: Workload) -> tuple[Plan, list[tuple[TensorSpe
             **stage_bytes(layers, start, stop, sharing, after)._asdict(),
         )
         for index, ((start, stop, sharing, shares), after) in enumerate(
-            zip(groups, [*sharings[1:], None], strict=True)
+            zip(groups, following, strict=True)
         )
     ]  # fmt: skip
     plan = Plan(

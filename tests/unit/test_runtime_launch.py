@@ -12,13 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from problems import make_problem, plan_of, with_heads
 from work_folder import until
 
 import greentrain.runtime.launch as launch
-from greentrain.errors import NotSupportedError, RunError
-from greentrain.planners.candidate import Part
-from greentrain.runtime.launch import WorkerCommand, WorkerFailedError, check_runnable, run_workers
+from greentrain.errors import RunError
+from greentrain.runtime.launch import WorkerCommand, WorkerFailedError, run_workers
 from greentrain.runtime.lifeline import LAUNCHED
 from greentrain.runtime.messages import Progress
 
@@ -34,17 +32,6 @@ WAIT = "import time; time.sleep(60)"
 
 def ignore(progress: Progress) -> None:
     del progress
-
-
-def test_only_shared_samples_can_be_trained() -> None:
-    problem = with_heads(make_problem(3, devices=2, layers=2, batch=4, micro_batches=(4,)))
-    for sharing in ("samples", "tensor_sequence"):
-        plan = plan_of(problem, 4, [Part(0, 2, ("d0", "d1"), (3, 1), ("p0", "p0"), sharing)])
-        if sharing == "samples":
-            check_runnable(plan)
-            continue
-        with pytest.raises(NotSupportedError, match="stage 0 shares 'tensor_sequence', training runs sample sharing"):
-            check_runnable(plan)
 
 
 @pytest.fixture
