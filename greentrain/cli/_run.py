@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,13 @@ from greentrain._checks import require_id
 from greentrain.cli._common import say
 from greentrain.cli._problem import problem_of_plan
 from greentrain.cli._run_files import save_cut_run, write_plan_files
+from greentrain.cli._training_options import training_words
 from greentrain.cluster_file import ClusterFile, DeviceEntry, cpu_numbers
 from greentrain.errors import NotSupportedError, RunError, UsageError
 from greentrain.files import read_json, utc_now, writing
 from greentrain.objective import Problem
 from greentrain.plan import Plan
+from greentrain.runtime.options import TrainingOptions
 from greentrain.simulator import simulate, to_estimate
 from greentrain.summary import SUMMARY_SCHEMA, Summary
 from greentrain.units import format_quantity
@@ -58,6 +60,8 @@ class RunOptions:
         losses_per_hour: How many devices are lost per hour, to weigh copies against rounds done again.
         checkpoint_rounds: Rounds between checkpoints; None: every ten minutes; 0: never.
         resume: The run, or the checkpoint of one, to go on from.
+        training: How gradients travel, and in what is computed.
+        torch_device: Where this worker, or all that are started here, compute.
     """
 
     run: str | None
@@ -72,6 +76,8 @@ class RunOptions:
     losses_per_hour: float = 0.1
     checkpoint_rounds: int | None = None
     resume: Path | None = None
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    torch_device: str = "cpu"
 
 
 def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, Summary]:
@@ -277,6 +283,7 @@ def _commands(
         arguments += ["--epochs", str(options.epochs)] if options.epochs is not None else []
         arguments += ["--rounds", str(options.rounds)] if options.rounds is not None else []
         arguments += _recovery_arguments(options)
+        arguments += training_words(options.training, options.torch_device)
         env = {"GREENTRAIN_DEVICE_ID": entry.id}
         if entry.threads is not None:
             env["OMP_NUM_THREADS"] = str(entry.threads)

@@ -222,6 +222,8 @@ def _job(
         epochs=options.epochs or workload.epochs,
         max_rounds=options.rounds,
         seed=options.seed,
+        options=options.training,
+        torch_device=options.torch_device,
         run_dir=folder,
         host=host,
         port=port,

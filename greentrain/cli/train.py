@@ -11,9 +11,11 @@ import click
 
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, sysroot_option
 from greentrain.cli._problem import load_plan
+from greentrain.cli._training_options import read_training_options, training_options
 from greentrain.units import format_quantity
 
 if TYPE_CHECKING:
+    from greentrain.runtime.options import Precision
     from greentrain.summary import Recovery, Summary
 
 __all__ = ["command"]
@@ -47,6 +49,7 @@ __all__ = ["command"]
     show_default=True,
     help="Devices lost per hour: weighs copies of weights against rounds that are done again.",
 )
+@training_options
 @click.option("--as", "device", metavar="DEVICE", help="Be this device's worker; start one on every device.")
 @click.option(
     "--coordinator",
@@ -63,6 +66,7 @@ __all__ = ["command"]
 def command(
     plan_path: Path, run: str | None, cluster_path: Path, profiles: Path, epochs: int | None, rounds: int | None,
     seed: int, resume: Path | None, checkpoint: str | None, recovery: bool, losses_per_hour: float,
+    compress: str, precision: Precision, torch_device: str,
     device: str | None, coordinator: str | None, from_environment: bool, as_json: bool, sysroot: Path,
 ) -> None:  # fmt: skip
     """Run PLAN: ledger, summary and trained model under runs/NAME.
@@ -80,6 +84,7 @@ def command(
         run=run, plan_path=plan_path, cluster_path=cluster_path, profiles=profiles, epochs=epochs, rounds=rounds,
         seed=seed, sysroot=sysroot, recovery=recovery, losses_per_hour=losses_per_hour,
         checkpoint_rounds=_checkpoint_rounds(checkpoint), resume=resume,
+        training=read_training_options(compress, precision), torch_device=torch_device,
     )  # fmt: skip
     if (device is None) != (coordinator is None):
         raise click.UsageError("--as and --coordinator go together.")

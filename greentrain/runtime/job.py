@@ -12,6 +12,7 @@ from greentrain.plan import Plan
 from greentrain.runtime.checkpoints import Resumed
 from greentrain.runtime.control import Address
 from greentrain.runtime.messages import RankResult
+from greentrain.runtime.options import TrainingOptions
 from greentrain.summary import Recovery
 from greentrain.training_data import TrainingData
 from greentrain.workloads.workload import Workload
@@ -51,7 +52,9 @@ class Job:
         data: The samples.
         epochs: Passes over the training samples.
         max_rounds: Stop after so many rounds; None: after the epochs.
-        seed: Weights and order of the samples.
+        seed: Weights and order of the samples, and random numbers such as dropout's.
+        options: What all ranks are told beside the plan.
+        torch_device: Where this one computes (:func:`greentrain.runtime.devices.torch_device`).
         run_dir: Where this rank's ledger goes.
         host: Address of rank 0.
         port: Port of rank 0's store.
@@ -83,6 +86,8 @@ class Job:
     recovering: Recovering | None = None
     resumed: Resumed | None = None
     checkpoint_rounds: int | None = None
+    options: TrainingOptions = field(default_factory=TrainingOptions)
+    torch_device: str = "cpu"
     check_fresh: Callable[[], None] = lambda: None
 
     @property
