@@ -11,6 +11,7 @@ The order of actions is fixed, so a round is a longest path through them. These 
   transfer alone, or of r, whose way in takes activations and gradients, as its way out does;
 - the same with the forwards on one stage and the backwards on another;
 - h may be only K_h − K_r forwards ahead, so a window of that many micro-batches waits for a full turn;
+- the last micro-batch enters the suffix only after h has done one backward per forward since the first came back;
 - on a shared medium all transfers and gradient sums follow one another.
 
 A message occupies ports for bytes / bandwidth and arrives one latency later: latency is no load.
@@ -179,6 +180,8 @@ class _Turn(NamedTuple):
         there_s: The transfer down and back.
         turn_s: The same with the head's forward and backward.
         near_s: The same with those of the suffix's first stage, too.
+        cycle_s: The same once the devices of a group in front follow one another, so that each waits for its own
+            rows only, on the way down or on the way back.
         trip_s: The head's forward, down to the last stage and back, the head's backward.
         behind_s: From the end of the head's forward, down to the last stage and back to its backward.
         fill_s: Forwards in front of the suffix, per micro-batch.
@@ -192,6 +195,7 @@ class _Turn(NamedTuple):
     there_s: float
     turn_s: float
     near_s: float
+    cycle_s: float
     trip_s: float
     behind_s: float
     fill_s: float
@@ -211,6 +215,8 @@ def _turn(head: Step, link: Transfer, pipe: Pipe) -> _Turn:
     # of its ports adds up, or that of the ports in front of it, but the wait in front and the one behind do not.
     there_s = latency_s + largest(link.down_s + last_s, first_s + link.up_s)
     turn_s = largest(down_s + leave_s, entry_s + up_s)
+    own_down_s = link.forward_latency_s + head.forward_s + largest(link.left_out_s, link.down_air_s)
+    own_up_s = link.backward_latency_s + head.backward_s + largest(link.left_in_s, link.up_air_s)
     return _Turn(
         entry_s=entry_s,
         down_s=down_s,
@@ -218,6 +224,7 @@ def _turn(head: Step, link: Transfer, pipe: Pipe) -> _Turn:
         there_s=there_s,
         turn_s=turn_s,
         near_s=turn_s + pipe.both_s,
+        cycle_s=pipe.both_s + largest(down_s + own_up_s, own_down_s + leave_s),
         trip_s=pipe.both_s + largest(turn_s, entry_s + pipe.beyond_s + leave_s),
         behind_s=pipe.both_s + largest(there_s, latency_s + first_s + last_s + pipe.beyond_s),
         fill_s=largest(link.down_s, head.forward_s),
@@ -274,7 +281,7 @@ def _aligned_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> f
             (m - k_r) * wire_s,
             # Gradients of a group come back one device after another: up to a micro-batch more of them overtakes.
             (m - k_r) * turn.steady_s + (_overtaken_s(pipe, m) + _overtaken_s(pipe, m, both=True)) / 2,
-            turns_n * turn.near_s + rest_n * pipe.both_s,
+            turns_n * turn.cycle_s + rest_n * pipe.both_s,
         ),
     )  # fmt: skip
 
@@ -289,12 +296,21 @@ def _suffix_round_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int)
     return largest(
         turn.down_s + pipe.round_s,
         turn.down_s + late_s + pipe.last_s,
+        _last_entry_s(head, turn, pipe, m) + pipe.last_s,
         leaving_s + (m - 1) * link.up_s,
         leaving_s + pipe.both_s + (k_r - 1) * link.right_out_s + (m - k_r) * turn.steady_s + _overtaken_s(pipe, m),
         # On a shared medium all sums, the head's too, follow what was sent before.
         turn.down_s + largest(pipe.aligned_s, late_s + pipe.both_s) + link.up_air_s + sums_air_s + head.update_s,
         _air_s(head, link, pipe, m) + sums_air_s + head.update_s,
     )
+
+
+def _last_entry_s(head: Step, turn: _Turn, pipe: Pipe, m: int) -> float:
+    """Until the last micro-batch enters the suffix, after a trip of the first one and a head that never waits again."""
+    k_h = _in_flight(pipe.stages_n + 1, m)
+    if m <= k_h:
+        return turn.down_s
+    return turn.trip_s + (m - k_h - 1) * head.both_s + turn.down_s
 
 
 def _late_s(head: Step, link: Transfer, pipe: Pipe, turn: _Turn, m: int) -> float:

@@ -122,7 +122,7 @@ def error_table(rows: Sequence[ErrorRow]) -> str:
     """Mean, quantiles and extremes of the error by cluster, by what dominates and by number of stages."""
     lines = [
         f"{'formula / simulator − 1':26} {'plans':>6} {'mean|e|':>8} {'mean e':>8} {'|e| p50':>8} {'p90':>7} "
-        f"{'p99':>7} {'lowest':>8} {'highest':>8} {'>3%':>6}"
+        f"{'p99':>7} {'lowest':>8} {'highest':>8} {'>3%':>6} {'>10%':>6}"
     ]
     piped = [row for row in rows if row.stages_n > 1]
     groupings: list[tuple[Sequence[ErrorRow], Callable[[ErrorRow], str]]] = [
@@ -145,5 +145,6 @@ def _line(name: str, errors: np.ndarray) -> str:
     p50, p90, p99 = (float(value) for value in np.quantile(np.abs(errors), (0.5, 0.9, 0.99)))
     return (
         f"{name:26} {len(errors):>6} {np.abs(errors).mean():>8.2%} {errors.mean():>+8.2%} {p50:>8.2%} {p90:>7.1%} "
-        f"{p99:>7.1%} {errors.min():>+8.1%} {errors.max():>+8.1%} {(np.abs(errors) > 0.03).mean():>6.0%}"
+        f"{p99:>7.1%} {errors.min():>+8.1%} {errors.max():>+8.1%} {(np.abs(errors) > 0.03).mean():>6.0%} "
+        f"{(np.abs(errors) > 0.1).mean():>6.2%}"
     )
