@@ -77,6 +77,13 @@ def test_transformers_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyP
     assert run_blocks(load_workload("digits-vit").build(0), load_workload("digits-vit").example(1)[0])
 
 
+def test_an_old_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    with pytest.raises(UnavailableError, match=r"is version 4\.57\.1, expected at least 5\.23"):
+        load_workload("bert-small").build(0)
+
+
 def test_an_unknown_model_lists_the_supported_ones_and_the_lines_for_ones_own() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     with pytest.raises(UsageError, match="DistilBertConfig has no blocks here, expected one of: BertFor") as caught:
@@ -239,6 +246,8 @@ def test_unknown_name_lists_the_known_ones_and_its_hint_runs(tmp_path: Path) -> 
     hint = caught.value.hint or ""
     assert all(f"\n    {name} " in hint for name in READY)
     code = textwrap.dedent(hint.partition("in that file:\n")[2])
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}\n```" in readme
     file = tmp_path / "my_net.py"
     file.write_text(code)
     workload = load_workload(f"{file}:workload")

@@ -30,7 +30,8 @@ from greentrain.workloads.workload import build_seeded
 
 __all__ = ["TRANSFORMERS_HINT", "from_sequential", "from_transformers", "supported_models", "transformers"]
 
-TRANSFORMERS_HINT = "Run: pip install 'transformers>=5.23'"
+TRANSFORMERS_HINT = "Run: pip install 'transformers>=5.23' (it needs Python 3.11 or newer)"
+_LEAST_VERSION = (5, 23)
 
 # Model class of transformers → module of this package, which is also the model_type of its configuration.
 _MODULES: dict[str, str] = {
@@ -92,11 +93,18 @@ def transformers() -> Any:
     """The package transformers, imported on first use.
 
     Raises:
-        UnavailableError: It is not installed.
+        UnavailableError: It is not installed, or too old.
     """
     if importlib.util.find_spec("transformers") is None:
         raise UnavailableError("the Python package 'transformers' is not installed.", hint=TRANSFORMERS_HINT)
-    return importlib.import_module("transformers")
+    library = importlib.import_module("transformers")
+    # The layers of older ones have other names.
+    if tuple(int(part) for part in library.__version__.split(".")[:2]) < _LEAST_VERSION:
+        raise UnavailableError(
+            f"the Python package 'transformers' is version {library.__version__}, expected at least 5.23.",
+            hint=TRANSFORMERS_HINT,
+        )
+    return library
 
 
 def _uninitialised(make: Callable[[Any], nn.Module], config: Any) -> nn.Module:
