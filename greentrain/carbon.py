@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from greentrain._checks import require, require_non_negative
+from greentrain._checks import require, require_non_negative, require_positive
 from greentrain.errors import InfeasibleError, UsageError
 from greentrain.units import format_quantity
 
-__all__ = ["J_PER_KWH", "Intensity", "IntensitySeries", "cleanest_start_s", "co2e_kg"]
+__all__ = ["J_PER_KWH", "YEAR_S", "Embodied", "Intensity", "IntensitySeries", "cleanest_start_s", "co2e_kg"]
 
 J_PER_KWH = 3.6e6
+YEAR_S = 365.25 * 86400.0
 
 
 class Intensity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,6 +32,33 @@ class Intensity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         require_non_negative(kg_per_kwh=self.kg_per_kwh)
+
+
+class Embodied(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What making a device emitted, and over how long it is spread.
+
+    Attributes:
+        kg: Kilograms of CO2e of making, transport and end of life, without use.
+        life_s: Seconds of service over which they are spread.
+        year: Year of the figure; None when the source does not say.
+        source: Who says so.
+    """
+
+    kg: float
+    life_s: float
+    year: int | None
+    source: str
+
+    def __post_init__(self) -> None:
+        require_non_negative(kg=self.kg)
+        require_positive(life_s=self.life_s)
+
+    def share_kg(self, duration_s: float) -> float:
+        """Part of it that falls on some seconds of service, in which the device does nothing else.
+
+        M of the Software Carbon Intensity (ISO/IEC 21031): embodied emissions × time share × resource share (1 here).
+        """
+        return self.kg * duration_s / self.life_s
 
 
 class IntensitySeries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +95,38 @@ class IntensitySeries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         area = self.area(np.array([start_s, stop_s]))
         value = float((area[1] - area[0]) / (stop_s - start_s))
         return Intensity(kg_per_kwh=value, place="given", year=None, source=self.source)
+
+    def mean_of_load(self, start_s: np.ndarray, duration_s: np.ndarray, energy_j: np.ndarray) -> Intensity:
+        """Mean intensity of a load that is known piece by piece, each of constant power. Axis: pieces.
+
+        Args:
+            start_s: Seconds since 1970 UTC.
+            duration_s: Seconds.
+            energy_j: Joules.
+
+        Raises:
+            UsageError: The series does not cover the pieces, or they have no energy.
+        """
+        stop_s = start_s + duration_s
+        total_j = float(energy_j.sum())
+        if total_j <= 0:
+            raise UsageError(f"{self.source}: a load without energy has no mean intensity.")
+        if start_s.min() < self.edge_s[0] or stop_s.max() > self.edge_s[-1]:
+            raise UsageError(
+                f"{self.source}: does not cover the {format_quantity(float(stop_s.max() - start_s.min()), 'time')} of the "
+                "run.",
+                hint="Give a series of the hours in which it ran.",
+            )
+        long = duration_s > 0
+        length_s = np.where(long, duration_s, 1.0)
+        # Of a piece without length the value at its instant.
+        value = np.where(
+            long,
+            (self.area(stop_s) - self.area(start_s)) / length_s,
+            np.asarray(self.kg_per_kwh_N)[np.searchsorted(self.edge_s[1:-1], start_s, side="right")],
+        )
+        mean = float((value * energy_j).sum() / total_j)
+        return Intensity(kg_per_kwh=mean, place="given", year=None, source=self.source)
 
     def area(self, time_s: np.ndarray) -> np.ndarray:
         """Integral of the intensity from the first edge, kg·s/kWh; linear between edges."""

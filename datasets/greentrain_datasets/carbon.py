@@ -1,9 +1,14 @@
-"""Intensity of the grid: the user's value or series, codecarbon's tables, the world average. No network."""
+"""Intensity of the grid: the user's value or series, codecarbon's tables, the world average; making of devices.
+
+Nothing here uses the network but :func:`locate`, which nobody calls unless asked.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
+import importlib.resources
 import logging
 import math
 from collections.abc import Generator
@@ -11,11 +16,24 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from greentrain.carbon import Intensity, IntensitySeries
-from greentrain.errors import UsageError
-from greentrain.files import read_csv
+import msgspec
 
-__all__ = ["WORLD_AVERAGE", "intensity", "intensity_series", "parse_utc"]
+from greentrain.carbon import YEAR_S, Embodied, Intensity, IntensitySeries
+from greentrain.errors import UnavailableError, UsageError
+from greentrain.files import read_csv, read_toml
+
+__all__ = [
+    "WORLD_AVERAGE",
+    "embodied_catalogue",
+    "embodied_of_text",
+    "intensity",
+    "intensity_series",
+    "locate",
+    "parse_utc",
+]
+
+# Seconds of service where nobody says otherwise; the Software Carbon Intensity's own example takes as many.
+_LIFE_S = 4 * YEAR_S
 
 WORLD_AVERAGE = Intensity(
     kg_per_kwh=0.475,
@@ -139,3 +157,68 @@ def parse_utc(text: str, *, where: str) -> float:
     except ValueError as error:
         raise UsageError(f"{where}: {text!r} is not an instant.", hint="Write it as 2026-05-01T14:00Z.") from error
     return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def locate() -> str:
+    """Country of this machine's public address, ISO 3166 alpha-3, by codecarbon's look-up over the network.
+
+    Raises:
+        UnavailableError: There is no network, or no answer.
+    """
+    with _quiet("codecarbon"):
+        from codecarbon.external.geography import GeoMetadata
+        from codecarbon.input import DataSource
+
+        found = GeoMetadata.from_geo_js(DataSource().geo_js_url)
+    # Without an answer codecarbon takes Quebec, which is no answer to us.
+    if not found.country_iso_code or (found.country_iso_code, found.latitude) == ("CAN", 46.8):
+        raise UnavailableError("the country could not be looked up.", hint="Name it with --country.")
+    return found.country_iso_code.upper()
+
+
+class _EmbodiedEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    kg: float
+    life_years: float
+    year: int
+    source: str
+
+
+class _EmbodiedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: list[_EmbodiedEntry]
+
+
+@functools.cache
+def embodied_catalogue() -> dict[str, Embodied]:
+    """What making a device emitted, by kind of the device catalogue; kinds without a published figure are absent."""
+    with importlib.resources.as_file(importlib.resources.files("greentrain_datasets") / "embodied.toml") as path:
+        file = read_toml(path, _EmbodiedFile)
+    return {
+        entry.name: Embodied(kg=entry.kg, life_s=entry.life_years * YEAR_S, year=entry.year, source=entry.source)
+        for entry in file.kind
+    }
+
+
+def embodied_of_text(text: str) -> tuple[str, Embodied]:
+    """The user's own figure, ``DEVICE=KG`` or ``DEVICE=KG/YEARS``.
+
+    Returns:
+        Device id, or its kind, and the figure.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    name, separator, rest = text.partition("=")
+    kg, _, years = rest.partition("/")
+    try:
+        if not (name and separator):
+            raise ValueError
+        found = Embodied(
+            kg=float(kg), life_s=float(years) * YEAR_S if years else _LIFE_S, year=None, source="given by the user"
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"embodied carbon is {text!r}, expected DEVICE=KG or DEVICE=KG/YEARS.",
+            hint="Such as nano-1=40/5: 40 kg CO2e to make it, used for 5 years.",
+        ) from error
+    return name, found

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from greentrain.files import write_csv
+from greentrain.files import write_bytes, write_csv
+from greentrain_reports.emissions import EMISSIONS_COLUMNS, emissions_row
 from greentrain_reports.energy import CAUSES
 from greentrain_reports.tables import RunReport
 
@@ -16,11 +20,15 @@ CSV_FILES: tuple[str, ...] = (
     "rounds.csv",
     "comparison.csv",
     "runs.csv",
+    "emissions.csv",
     "data_dictionary.csv",
 )
 
 # Column, unit, meaning. The order is that of the file.
 _Columns = Sequence[tuple[str, str, str]]
+
+# Rows that are turned into text at once.
+_BLOCK_ROWS = 50_000
 
 _RUN = ("run", "", "name of the run")
 _SOURCE = ("source", "", "where the joules come from: measured, modelled, or mixed when both")
@@ -35,23 +43,38 @@ def write_csv_files(folder: Path, reports: Sequence[RunReport]) -> dict[str, Pat
     """
     causes = _all_causes(reports)
     actions = _all_actions(reports)
-    tables: dict[str, tuple[_Columns, list[tuple[object, ...]]]] = {
+    rounds = _round_columns(actions)
+    tables: dict[str, tuple[_Columns, Iterable[tuple[object, ...]]]] = {
         "energy_by_device.csv": (_device_columns(causes), _device_rows(reports, causes)),
-        "rounds.csv": (_round_columns(actions), _round_rows(reports, actions)),
         "comparison.csv": (_COMPARISON, _comparison_rows(reports)),
         "runs.csv": (_RUNS, _run_rows(reports)),
+        "emissions.csv": (EMISSIONS_COLUMNS, map(emissions_row, reports)),
     }
     written: dict[str, Path] = {}
     for name, (columns, rows) in tables.items():
         written[name] = folder / name
         write_csv(written[name], [column for column, _, _ in columns], rows)
-    dictionary = [
-        (name, column, unit, meaning) for name, (columns, _) in tables.items() for column, unit, meaning in columns
-    ]
+    written["rounds.csv"] = folder / "rounds.csv"
+    _write_long(written["rounds.csv"], [column for column, _, _ in rounds], _round_rows(reports, actions))
+    explained = {"rounds.csv": rounds, **{name: columns for name, (columns, _) in tables.items()}}
+    dictionary = [(name, *column) for name, columns in explained.items() for column in columns]
     name = "data_dictionary.csv"
     written[name] = folder / name
     write_csv(written[name], ("file", "column", "unit", "meaning"), dictionary)
-    return written
+    return {name: written[name] for name in CSV_FILES}
+
+
+def _write_long(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    """Write a CSV of any length in pieces, as text takes four times the memory of the file."""
+    pieces: list[bytes] = []
+    rest = iter(rows)
+    block: Iterable[tuple[object, ...]] = [tuple(columns)]
+    while block:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(block)
+        pieces.append(buffer.getvalue().encode())
+        block = list(itertools.islice(rest, _BLOCK_ROWS))
+    write_bytes(path, b"".join(pieces))
 
 
 def _device_columns(causes: Sequence[str]) -> _Columns:
@@ -107,26 +130,14 @@ def _round_columns(actions: Sequence[str]) -> _Columns:
     )
 
 
-def _round_rows(reports: Sequence[RunReport], actions: Sequence[str]) -> list[tuple[object, ...]]:
-    return [
-        (
-            report.run.name,
-            row.round,
-            row.device,
-            row.rank,
-            row.t_start_s,
-            row.duration_s,
-            row.energy_j,
-            row.error_j,
-            None if row.mean_w is None else round(row.mean_w, 6),
-            row.bytes_sent if "send" in row.action_s else None,
-            *(row.action_s.get(action) for action in actions),
-            row.source,
-            row.meter,
-        )
-        for report in reports
-        for row in report.rounds
-    ]
+def _round_rows(reports: Sequence[RunReport], actions: Sequence[str]) -> Iterator[tuple[object, ...]]:
+    for report in reports:
+        for row in report.rounds.rows() if report.rounds is not None else ():
+            yield (
+                report.run.name, row.round, row.device, row.rank, row.t_start_s, row.duration_s, row.energy_j,
+                row.error_j, None if row.mean_w is None else round(row.mean_w, 6), row.sent_bytes,
+                *(row.action_s.get(action) for action in actions), row.source, row.meter,
+            )  # fmt: skip
 
 
 _COMPARISON: _Columns = (
@@ -174,6 +185,10 @@ _RUNS: _Columns = (
     ("duration_s", "s", "training without start-up and evaluation"),
     ("samples_per_s", "samples/s", "throughput"),
     ("co2e_kg", "kg", "CO2e of the energy; operation only"),
+    ("co2e_kg_per_sample", "kg/sample", "the same for one sample"),
+    ("embodied_kg", "kg", "CO2e of making the devices that falls on the run; empty when not known for one of them"),
+    ("sci_kg_per_sample", "kg/sample", "Software Carbon Intensity (ISO/IEC 21031): operation and making of a sample"),
+    ("sci_kg_per_token", "kg/token", "the same for a token; empty when nobody said how many a sample has"),
     ("intensity_kg_per_kwh", "kg/kWh", "carbon intensity of the electricity"),
     ("intensity_place", "", "country code, or world"),
     ("intensity_year", "", "year of the intensity; empty when its source does not say"),
@@ -187,14 +202,16 @@ _RUNS: _Columns = (
 def _run_rows(reports: Sequence[RunReport]) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for report in reports:
-        head, place = report.headline, report.intensity
+        head, account, place = report.headline, report.carbon, report.carbon.intensity
         participants = " ".join(device.device for device in report.devices if device.ranks)
         rows.append(
             (
                 report.run.name, report.parallelism, participants, head.rounds, head.samples,
                 head.energy_j, head.error_j, head.joules_per_sample, head.error_j_per_sample,
                 "true" if head.complete else "false", head.duration_s, head.samples_per_s,
-                head.co2e_kg, place.kg_per_kwh, place.place, place.year, place.source,
+                head.co2e_kg, account.operational_kg_per_sample, account.embodied_kg, account.sci_kg_per_sample,
+                account.sci_kg_per_token,
+                *((place.kg_per_kwh, place.place, place.year, place.source) if place is not None else (None,) * 4),
                 head.accuracy, head.accuracy_baseline, head.source,
             )
         )  # fmt: skip
@@ -207,8 +224,7 @@ def _all_causes(reports: Iterable[RunReport]) -> list[str]:
 
 
 def _all_actions(reports: Iterable[RunReport]) -> list[str]:
-    found = {action for report in reports for row in report.rounds for action in row.action_s}
-    return _ordered(found)
+    return _ordered({action for report in reports if report.rounds is not None for action in report.rounds.action_s_G})
 
 
 def _ordered(found: set[str]) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,8 +12,9 @@ from greentrain.power import PowerCurve
 from greentrain.profile import ModelProfile
 from greentrain.version import VERSION
 from greentrain_reports.curve_tables import CurveRow, TimesRow, Window, pass_s_B
-from greentrain_reports.figure import INK, MUTED, bare_axes, device_colour, draw_svg
+from greentrain_reports.figure import INK, MUTED, bare_axes, device_colour, draw_svg, mark
 from greentrain_reports.markup import Html, chip, esc, exact, figure, gap, join, section, table
+from greentrain_reports.page_frame import whole_page
 from greentrain_reports.pictures import Picture
 from greentrain_reports.words import number, percent, power, seconds
 
@@ -33,7 +32,6 @@ __all__ = [
     "times_picture",
 ]
 
-_HERE = Path(__file__).parent
 _WIDE_PX, _NARROW_PX = 900.0, 356.0
 _PANEL_PX = 200.0
 _WIDE_COLUMNS = 3
@@ -47,12 +45,14 @@ class DrawnCurve(msgspec.Struct, frozen=True, kw_only=True):
         source: ``measured`` or ``modelled``.
         curve: The curve.
         windows: Measured windows, where they were kept.
+        recorded: Share and mean watts of a run at this point, to be drawn beside it.
     """
 
     point: str
     source: str
     curve: PowerCurve
     windows: tuple[Window, ...] = ()
+    recorded: Window | None = None
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,12 +119,7 @@ def curves_page(
         f'<p class="lede">{esc(names)}</p></header>'
     )
     foot = Html(f"<footer>Made by greentrain {esc(VERSION)} on {esc(now_utc or utc_now())}.</footer>")
-    return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
-        version=esc(VERSION),
-        title="Power and time models",
-        css=(_HERE / "report.css").read_text(encoding="utf-8"),
-        body=join((head, *sections, foot)),
-    )
+    return whole_page("Power and time models", join((head, *sections, foot)))
 
 
 def curves_picture(device: DeviceCurves) -> Picture:
@@ -132,6 +127,7 @@ def curves_picture(device: DeviceCurves) -> Picture:
     most_w = max(
         [drawn.curve.busy_w + (drawn.curve.band_w or 0.0) for drawn in device.curves]
         + [watts for drawn in device.curves for _, watts in drawn.windows]
+        + [drawn.recorded[1] for drawn in device.curves if drawn.recorded is not None]
     )
 
     def fill(figure: Figure, columns: int) -> None:
@@ -156,7 +152,7 @@ def curves_picture(device: DeviceCurves) -> Picture:
     return _picture(
         f"curves-{device.device}", fill, len(device.curves),
         alternative=f"Power of {device.device} over its throughput share at each operating point: {words}.",
-        caption=f"{device.device}: dots are measured windows, the pale band is the stated ± of the curve. "
+        caption=f"{device.device}: {_dots(device)}the pale band is the stated ± of the curve. "
         "A dashed curve is modelled.",
     )  # fmt: skip
 
@@ -225,6 +221,13 @@ def times_picture(model: ModelProfile, kind: str) -> Picture:
     )  # fmt: skip
 
 
+def _dots(device: DeviceCurves) -> str:
+    parts = ["dots are measured windows, "] if any(drawn.windows for drawn in device.curves) else []
+    if any(drawn.recorded is not None for drawn in device.curves):
+        parts.append("the diamond is the mean of this run, ")
+    return "".join(parts)
+
+
 def _draw_curve(axes: Axes, drawn: DrawnCurve, most_w: float) -> None:
     curve = drawn.curve
     colour = device_colour(0)
@@ -243,6 +246,14 @@ def _draw_curve(axes: Axes, drawn: DrawnCurve, most_w: float) -> None:
         axes.fill_between(curve.share_X, low, high, color=colour, alpha=0.16, linewidth=0)
     if drawn.windows:
         axes.plot(*zip(*drawn.windows, strict=True), color=INK, linestyle="", marker="o", markersize=3)
+    if drawn.recorded is not None:
+        (dot,) = axes.plot([drawn.recorded[0]], [drawn.recorded[1]], color=INK, linestyle="", marker="D", markersize=6)
+        mark(
+            dot,
+            key="recorded",
+            tip=f"this run: {power(drawn.recorded[1])} at {drawn.recorded[0]:.0%} busy; the curve says "
+            f"{power(curve.power_w(drawn.recorded[0]))}",
+        )
     axes.set_title(_plain(drawn.point), loc="left", fontsize=12, color=MUTED)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(0, most_w * 1.08 or 1.0)

@@ -10,15 +10,31 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GRID", "INK", "MUTED", "action_colour", "action_colours", "bare_axes", "device_colour", "draw_svg"]
+__all__ = [
+    "GRID",
+    "INK",
+    "MUTED",
+    "action_colour",
+    "action_colours",
+    "bare_axes",
+    "device_colour",
+    "draw_svg",
+    "mark",
+    "series_colour_name",
+]
 
 # matplotlib cannot write CSS variables, so it draws with these placeholder colours; they are replaced after.
 INK, GRID, MUTED = "#010101", "#010102", "#010103"
 
-_ACTIONS = ("compute", "forward", "backward", "send", "receive", "sum", "update", "wait", "idle", "sleep", "other")
+_ACTIONS = (
+    "compute", "forward", "backward", "send", "receive", "sum", "update", "wait", "recovery", "idle", "sleep", "other",
+)  # fmt: skip
+# Between the parts of a mark, until the drawing is finished; no name of a device holds it.
+_PART = "\x1e"
 _SERIES_N = 6
 _VARIABLES: dict[str, str] = {
     INK: "--ink",
@@ -42,6 +58,16 @@ def action_colours() -> tuple[str, ...]:
 def device_colour(index: int) -> str:
     """Placeholder colour of the device at a position; colours repeat, line styles tell repeats apart."""
     return f"#0202{index % _SERIES_N:02x}"
+
+
+def series_colour_name(index: int) -> str:
+    """The page's name of that colour."""
+    return f"--s-{index % _SERIES_N}"
+
+
+def mark(artist: Artist, *, key: str, tip: str = "") -> None:
+    """Let the page switch an artist off by its key, and say its tip where somebody points at it."""
+    artist.set_gid(f"{_PART}{key.replace(_PART, ' ')}{_PART}{tip.replace(_PART, ' ')}")
 
 
 def draw_svg(name: str, draw: Callable[[Figure], None], *, width_px: float, height_px: float) -> str:
@@ -117,6 +143,7 @@ def _inline(svg: str, name: str) -> str:
     opening, _, rest = svg.partition(">")
     box = re.search(r'viewBox="[^"]*"', opening)
     opening = f'<svg {box.group(0) if box else ""} aria-hidden="true" focusable="false"'
+    rest = re.sub(f'<g id="{_PART}([^{_PART}"]*){_PART}([^"]*)">', _marked, rest)
     rest = rest.replace(' id="', f' id="{name}-').replace("url(#", f"url(#{name}-")
     rest = rest.replace('xlink:href="#', f'href="#{name}-')
     # The page's letters are used; sizes stay as drawn.
@@ -126,3 +153,8 @@ def _inline(svg: str, name: str) -> str:
         rest = rest.replace(colour, f"var({variable})")
     rest = re.sub(r"\n\s*", "\n", rest).strip()
     return f"{opening}>{rest}"
+
+
+def _marked(found: re.Match[str]) -> str:
+    key, tip = found.groups()
+    return f'<g data-key="{key}" data-tip="{tip}">' if tip else f'<g data-key="{key}">'

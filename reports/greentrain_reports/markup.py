@@ -7,11 +7,24 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NewType
 
-from greentrain_reports.figure import action_colours
+from greentrain_reports.figure import action_colours, series_colour_name
 from greentrain_reports.pictures import Picture
 from greentrain_reports.words import GAP
 
-__all__ = ["Html", "card", "chip", "definitions", "esc", "exact", "figure", "gap", "join", "section", "table"]
+__all__ = [
+    "Html",
+    "card",
+    "chip",
+    "definitions",
+    "details",
+    "esc",
+    "exact",
+    "figure",
+    "gap",
+    "join",
+    "section",
+    "table",
+]
 
 Html = NewType("Html", str)
 
@@ -50,7 +63,7 @@ def section(identity: str, title: str, *parts: Html) -> Html:
 
 
 def card(title: str, figure: Html, unit: str, text: Html, *, lead: bool = False) -> Html:
-    """One quoted figure with what must be known about it."""
+    """One quoted figure with what must be known about it; the lead stands out."""
     kind = "card lead" if lead else "card"
     look = "figure gap" if 'class="gap"' in figure else "figure"
     # A number keeps to its unit when lines break.
@@ -101,17 +114,35 @@ def table(
 def figure(picture: Picture) -> Html:
     """A picture in both sizes, its legend, its caption and its description."""
     known = action_colours()
-    entries = "".join(
-        f'<li><i style="background:var(--a-{action if action in known else "other"})"></i>'
-        f"{esc('not attributed' if action == 'other' else action)}</li>"
+    entries = [
+        (
+            action,
+            f"--a-{action if action in known else 'other'}",
+            "not attributed" if action == "other" else action,
+        )
         for action in picture.actions
+    ]
+    entries += [(f"s{index}", series_colour_name(index), name) for index, name in enumerate(picture.series)]
+    listed = "".join(
+        f'<li data-switch="{esc(key)}"><i style="background:var({colour})"></i>{esc(name)}</li>'
+        for key, colour, name in entries
     )
-    legend = f'<ul class="legend">{entries}</ul>' if entries else ""
+    legend = f'<ul class="legend">{listed}</ul>' if listed else ""
     return Html(
-        f'<figure>{legend}<div role="img" aria-label="{esc(picture.alternative)}">'
+        f'<figure id="figure-{esc(_plain(picture.name))}">{legend}'
+        f'<div class="plot" role="img" aria-label="{esc(picture.alternative)}">'
         f'<div class="wide">{picture.wide_svg}</div><div class="narrow">{picture.narrow_svg}</div></div>'
         f"<figcaption>{esc(picture.caption)}</figcaption></figure>"
     )
+
+
+def details(title: str, *parts: Html) -> Html:
+    """Something that is shown when it is asked for."""
+    return Html(f"<details><summary>{esc(title)}</summary>{join(parts)}</details>")
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
 def _cell(cell: Html, column: int, numeric: Sequence[int]) -> str:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from greentrain.objective import Objective
-from greentrain.plan import Certificate, Plan
+import numpy as np
+
+from greentrain.ledger import ACTION_CAUSES
+from greentrain_reports.choice_pictures import QUANTITIES, Choice, choices, frontier_picture, ratio_picture
+from greentrain_reports.comparison import ComparisonRow
 from greentrain_reports.energy import CAUSES, DeviceEnergy
-from greentrain_reports.markup import Html, chip, definitions, esc, exact, figure, gap, join, section, table
-from greentrain_reports.pictures import energy_picture, loss_picture, power_picture, timeline_picture
-from greentrain_reports.tables import ComparisonRow, RunReport
+from greentrain_reports.energy_pictures import energy_picture
+from greentrain_reports.line_pictures import loss_picture, power_lines, power_picture
+from greentrain_reports.markup import Html, chip, definitions, details, esc, exact, figure, gap, join, section, table
+from greentrain_reports.plan_words import certificate_words
+from greentrain_reports.round_pictures import Panel, timeline_panels, timeline_picture
+from greentrain_reports.tables import RunReport
+from greentrain_reports.timeline import TimelineBar
 from greentrain_reports.words import (
     column_of_energies,
     energy,
     joules_per_sample,
     number,
     percent,
+    power,
     seconds,
     signed_percent,
     size,
@@ -24,23 +32,14 @@ from greentrain_reports.words import (
 __all__ = [
     "comparison_section",
     "energy_section",
+    "frontier_section",
     "joules_section",
     "loss_section",
-    "method_section",
     "power_section",
     "reasons_section",
+    "recoveries_section",
     "timeline_section",
 ]
-
-_QUANTITIES = {
-    "energy_j_per_sample": "Energy per sample",
-    "samples_per_s": "Samples per second",
-    "round_s": "Length of a round",
-    "energy_j_per_round": "Energy of a round",
-    "compute_s_per_round": "Computing time of a round",
-    "sent_bytes_per_round": "Bytes sent in a round",
-    "peak_memory_bytes": "Peak training memory",
-}
 
 
 def joules_section(report: RunReport) -> Html:
@@ -106,10 +105,11 @@ def comparison_section(report: RunReport) -> Html:
     """Predicted beside measured, with the difference in percent of the prediction."""
     if not report.comparison:
         return section("comparison", "Predicted beside measured", _missing("Neither side is recorded."))
+    picture = ratio_picture(report.comparison)
     rows: list[Sequence[Html]] = []
     before = ""
     for row in report.comparison:
-        title = _QUANTITIES[row.quantity]
+        title = QUANTITIES[row.quantity]
         if row.device == "all":
             rows.append((esc(title), *_comparison_cells(row)))
             continue
@@ -125,6 +125,7 @@ def comparison_section(report: RunReport) -> Html:
             "how far the run lies above or below it. Where the joules of the run are modelled too, their agreement "
             "tests the times, not the watts.</p>"
         ),
+        figure(picture) if picture is not None else Html(""),
         table(
             "Predicted beside measured figures",
             ("", "predicted", "recorded", "difference", "recorded source"),
@@ -212,15 +213,111 @@ def _cause_cell(device: DeviceEnergy, cause: str, shown: Callable[[float], str])
 def timeline_section(report: RunReport) -> Html:
     """One round on every device."""
     picture = timeline_picture(report)
-    shown = figure(picture) if picture is not None else _missing("Neither the simulator's nor the run's actions are.")
-    return section("timeline", "One round, action by action", shown)
+    if picture is None:
+        shown = _missing("Neither the simulator's nor the run's actions are recorded.")
+        return section("timeline", "One round, action by action", shown)
+    rows = [row for panel in timeline_panels(report) for row in _panel_rows(panel)]
+    heads = ("", "computes", "sends and receives", "waits", "ends at")
+    listed = table("Seconds of one round by device", heads, rows, numeric=(1, 2, 3, 4))
+    return section("timeline", "One round, action by action", figure(picture), details("The same as a table", listed))
+
+
+def _panel_rows(panel: Panel) -> list[Sequence[Html]]:
+    title, bars = panel
+    causes = {bar.action: ACTION_CAUSES.get(bar.action, bar.action) for bar in bars}
+
+    def spent(lane: str, *wanted: str) -> Html:
+        found = [bar for bar in bars if bar.lane == lane and causes[bar.action] in wanted]
+        return esc(seconds(sum(bar.duration_s for bar in found))) if found else esc("–")
+
+    def end(lane: str) -> TimelineBar:
+        return max((bar for bar in bars if bar.lane == lane), key=lambda bar: bar.start_s + bar.duration_s)
+
+    rows: list[Sequence[Html]] = [(esc(title),)]
+    for lane in dict.fromkeys(bar.lane for bar in bars):
+        last = end(lane)
+        rows.append(
+            (
+                esc(lane), spent(lane, "compute"), spent(lane, "send", "receive"),
+                spent(lane, "wait", "idle", "sleep", "recovery"), esc(seconds(last.start_s + last.duration_s)),
+            )
+        )  # fmt: skip
+    return rows
 
 
 def power_section(report: RunReport) -> Html:
-    """Mean power over the rounds."""
-    picture = power_picture(report.rounds)
-    missing = "Single rounds have no recorded joules, or there was only one round."
-    return section("power", "Power over the rounds", figure(picture) if picture is not None else _missing(missing))
+    """Mean power over the run."""
+    picture = power_picture(report.rounds, report.recoveries)
+    if picture is None:
+        shown = _missing("Single rounds have no recorded joules, or there was only one round.")
+        return section("power", "Power over time", shown)
+    lines = power_lines(report.rounds)
+    rows = [
+        (
+            esc(line.device), exact(line.mean_w, power(line.mean_w)), esc(power(float(np.nanmin(line.power_w_P)))),
+            esc(power(float(np.nanmax(line.power_w_P)))), esc(int(np.isnan(line.power_w_P).sum())),
+        )
+        for line in lines
+    ]  # fmt: skip
+    heads = ("device", "mean", "lowest point", "highest point", "points not recorded")
+    listed = table("Power of each device over the run", heads, rows, numeric=(1, 2, 3, 4))
+    return section("power", "Power over time", figure(picture), details("The same as a table", listed))
+
+
+def recoveries_section(report: RunReport) -> Html:
+    """What was lost and mended while the run went on; nothing where nothing was."""
+    if not report.recoveries:
+        return Html("")
+    rows = [
+        (
+            esc(f"round {it.round}"), esc(", ".join(it.lost) or "–"), esc(", ".join(it.joined) or "–"),
+            esc("–") if it.detected_s is None and not it.lost else exact(it.detected_s, seconds(it.detected_s)),
+            exact(it.repaired_s, seconds(it.repaired_s)), esc(it.redone_rounds), esc(size(it.moved_bytes)),
+            exact(it.energy_j, energy(it.energy_j)),
+        )
+        for it in report.recoveries
+    ]  # fmt: skip
+    heads = ("when", "lost", "joined", "noticed after", "mended after", "rounds done again", "moved", "energy")
+    return section(
+        "recoveries",
+        "Devices lost and back",
+        Html("<p>The energy is that of the interrupted round, the repair and the rounds that were done again.</p>"),
+        table("Recoveries", heads, rows, numeric=(3, 4, 5, 6, 7)),
+    )
+
+
+def frontier_section(report: RunReport) -> Html:
+    """Time against energy: what else was known, and where the run lies."""
+    found = choices(report)
+    picture = frontier_picture(found)
+    frontier = report.run.frontier
+    if frontier is None:
+        said = (
+            "The frontier was not worked out before this run (greentrain schedule --frontier does); shown is what is "
+            "known."
+        )
+    elif frontier.exact:
+        said = f"Every plan that no other beats in both time and energy: {frontier.method}."
+    else:
+        said = f"Plans that no known plan beats in both time and energy, not all of them: {frontier.method}."
+    if picture is None:
+        return section("frontier", "Time against energy", _missing("Fewer than two plans or runs are known."))
+    rows = [
+        (
+            esc(choice.kind), esc(choice.label), exact(choice.samples_per_s, number(choice.samples_per_s)),
+            exact(choice.energy_j, joules_per_sample(choice.energy_j)), _point_source(choice, report),
+        )
+        for choice in found
+    ]  # fmt: skip
+    listed = table("Plans and the run", ("", "who", "samples/s", "J/sample", "source"), rows, numeric=(2, 3))
+    return section(
+        "frontier", "Time against energy", Html(f"<p>{esc(said)}</p>"), figure(picture),
+        details("The same as a table", listed),
+    )  # fmt: skip
+
+
+def _point_source(choice: Choice, report: RunReport) -> Html:
+    return chip(report.headline.source if choice.kind == "recorded" else "modelled")
 
 
 def loss_section(report: RunReport) -> Html:
@@ -235,98 +332,6 @@ def loss_section(report: RunReport) -> Html:
     else:
         shown = _missing("The loss is not recorded.")
     return section("loss", "Loss", shown)
-
-
-def method_section(report: RunReport) -> Html:
-    """How the figures came to be: plan, proof, meters, versions, hashes."""
-    run, plan, summary = report.run, report.run.plan, report.run.summary
-    optimum = plan.objective if plan is not None else None
-    place = report.intensity
-    pairs = [
-        ("Model", esc(plan.model) if plan else esc(summary.model) if summary else gap()),
-        ("Data", esc(summary.dataset) if summary and summary.dataset else gap()),
-        ("Split of the work", esc(report.parallelism) if report.parallelism else gap()),
-        ("Objective", esc(_objective_words(optimum)) if optimum else gap()),
-        ("Planner", esc(plan.planner) if plan else gap()),
-        ("Proof", esc(certificate_words(plan.certificate)) if plan else gap()),
-        ("Batch", esc(_batch_words(plan)) if plan else gap()),
-        ("Energy", esc("Each round's joules come from the device's meter. Sums are made in whole microjoules.")),
-        (
-            "Carbon",
-            esc(
-                f"{place.kg_per_kwh:g} kg CO₂e per kWh ({place.place}, {place.year or 'year not stated'}; "
-                f"{place.source}). Operation only: the making of the devices (M of the Software Carbon Intensity, "
-                "ISO/IEC 21031) is not recorded."
-            ),
-        ),
-        ("Started", esc(summary.started_utc) if summary and summary.started_utc else gap()),
-        ("Launched from", esc(summary.host) if summary and summary.host else gap()),
-    ]
-    parts = [definitions(pairs)]
-    parts.append(_stage_table(plan) if plan is not None else Html(""))
-    versions = summary.versions if summary is not None else {}
-    if versions:
-        listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        parts.append(Html(f"<h3>Versions</h3><p class='small'>{esc(listed)}</p>"))
-    files = [(name, Html(f"<code>{esc(digest)}</code>")) for name, digest in sorted(run.sha256.items())]
-    if summary is not None and summary.plan_sha256:
-        files.append(("plan that ran", Html(f"<code>{esc(summary.plan_sha256)}</code>")))
-    parts.append(Html(f"<details><summary>SHA-256 of the files behind this report</summary>{definitions(files)}"))
-    parts.append(Html("</details>"))
-    return section("method", "Method", *parts)
-
-
-def _stage_table(plan: Plan) -> Html:
-    rows = [
-        (
-            esc(index),
-            esc(f"{stage.start} to {stage.stop - 1}"),
-            esc(device),
-            esc(f"{share} of {plan.micro_batch}"),
-            esc(point),
-            esc(stage.in_flight),
-            esc(size(stage.param_bytes)),
-        )
-        for index, stage in enumerate(plan.stages)
-        for device, share, point in zip(stage.devices, stage.shares, stage.points, strict=True)
-    ]
-    heads = ("stage", "layers", "device", "rows of a micro-batch", "operating point", "in flight", "parameters")
-    return join((Html("<h3>The plan</h3>"), table("Stages of the plan", heads, rows, numeric=(3, 5, 6))))
-
-
-def certificate_words(certificate: Certificate | None) -> str:
-    """How good the plan provably is, in one sentence."""
-    if certificate is None:
-        return "No proof was recorded for this plan."
-    how = f"{certificate.method}; {certificate.considered_n} plans were priced"
-    if certificate.lower_bound is None or certificate.gap_ratio is None:
-        return f"No bound is known for this plan ({how})."
-    least = certificate.lower_bound
-    shown = joules_per_sample(least) if certificate.unit == "J/sample" else f"{number(least)} {certificate.unit}"
-    bound = f"no plan of the searched space needs less than {shown}"
-    if certificate.gap_ratio <= 1e-9:
-        return f"Proven best under the cost model: {bound} ({how})."
-    return f"At most {certificate.gap_ratio * 100:.2g} % above the best possible under the cost model: {bound} ({how})."
-
-
-def _objective_words(objective: Objective) -> str:
-    words = {"energy": "least energy", "time": "least time", "edp": "least energy × time", "carbon": "least CO₂e"}
-    text = words[objective.minimise]
-    if objective.max_slowdown is not None:
-        text += f", at most {objective.max_slowdown:g} × the round of the fastest plan"
-    if objective.deadline_s is not None:
-        text += f", the whole job within {seconds(objective.deadline_s)}"
-    if objective.budget_j is not None:
-        text += f", the whole job within {energy(objective.budget_j)}"
-    counted = "counted" if objective.count_idle_of_unused else "not counted"
-    return f"{text}; idle power of unused devices {counted}"
-
-
-def _batch_words(plan: Plan) -> str:
-    return (
-        f"{plan.batch} samples per round in {plan.micro_batches_n} micro-batches of {plan.micro_batch}, "
-        f"schedule {plan.schedule}, optimizer {plan.optimizer}"
-    )
 
 
 def _missing(text: str) -> Html:
