@@ -39,7 +39,7 @@ WORKLOAD = Workload(
     batch=32,
     micro_batches=(2, 4, 8, 16, 32),
     epochs=3,
-    target_accuracy=None,
+    target_accuracy=0.9,
     schedule="cosine",
     warmup_rounds=20,
 )
