@@ -7,11 +7,12 @@ from math import ceil
 
 from greentrain.device import Device
 from greentrain.objective import OPTIMIZER_STATES, Problem
+from greentrain.parallel.pipeline import largest
 from greentrain.plan import Stage
 from greentrain.profile import LayerProfile
 from greentrain.sharing import is_split, kept_whole_bytes
 
-__all__ = ["memory_bytes", "most_rows", "weight_part"]
+__all__ = ["memory_bytes", "most_rows", "part_bytes", "row_bytes", "weight_part"]
 
 
 def weight_part(stage: Stage, position: int) -> float:
@@ -37,6 +38,24 @@ def memory_bytes(stage: Stage, position: int, problem: Problem, micro_batch: int
         fixed, per_row = _memory_terms(layers, stage.in_flight, problem, entering_bytes)
         moving = per_row * rows + 2 * (entering_bytes + stage.output_bytes) * rows
         return ceil(fixed + max(moving, stage.sum_bytes))
+    return ceil(part_bytes(stage, rows, weight_part(stage, position), problem, micro_batch))
+
+
+def part_bytes(stage: Stage, rows: float, part: float, problem: Problem, micro_batch: int) -> float:
+    """Peak training memory for a part of a stage whose group shares work inside a sample; not in whole bytes.
+
+    Rows and weights may be arrays of one shape, one entry per candidate.
+
+    Args:
+        stage: The stage; its shares are not looked at.
+        rows: Work of the part in split layers, as rows of a micro-batch.
+        part: Part of the weights of split layers.
+        problem: Gives the layers.
+        micro_batch: Rows of a micro-batch.
+    """
+    entering = problem.model.layers[stage.start - 1] if stage.start > 0 else None
+    entering_bytes = entering.activation_bytes if entering else problem.model.input_bytes
+    layers = problem.model.layers[stage.start : stage.stop]
     split = [layer for layer in layers if is_split(stage.sharing, layer)]
     split_fixed, split_row = _memory_terms(split, stage.in_flight, problem, entering_bytes)
     whole_fixed, whole_row = _memory_terms(
@@ -49,8 +68,7 @@ def memory_bytes(stage: Stage, position: int, problem: Problem, micro_batch: int
     moving += 2 * (entering_bytes - side_bytes) * (micro_batch if takes_whole else rows)
     moving += 2 * (stage.output_bytes - stage.side_bytes) * rows + 2 * (side_bytes + stage.side_bytes) * micro_batch
     moving += 2 * micro_batch * max((ring.bytes for ring in stage.rings), default=0)
-    fixed = split_fixed * weight_part(stage, position) + whole_fixed
-    return ceil(fixed + max(moving, stage.sum_bytes))
+    return split_fixed * part + whole_fixed + largest(moving, stage.sum_bytes)
 
 
 def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Problem, *, group_n: int = 1) -> int:
@@ -64,15 +82,24 @@ def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Pr
         problem: Gives the layers.
         group_n: Devices that share the rows; two or more need room for a gradient sum.
     """
+    fixed, per_row, sum_bytes = row_bytes(start, stop, in_flight, problem)
+    free = device.memory_bytes - fixed
+    return 0 if group_n > 1 and free < sum_bytes else max(free // per_row, 0)
+
+
+def row_bytes(start: int, stop: int, in_flight: int, problem: Problem) -> tuple[int, int, int]:
+    """What a stage that shares samples needs; arguments as in :func:`most_rows`.
+
+    Returns:
+        Bytes whatever the rows, bytes per row, and bytes of a gradient sum.
+    """
     model = problem.model
     entering = model.layers[start - 1].activation_bytes if start > 0 else model.input_bytes
     fixed, per_row = _memory_terms(model.layers[start:stop], in_flight, problem, entering)
     leaving = model.layers[stop - 1].activation_bytes if stop < len(model.layers) else 0
-    free = device.memory_bytes - fixed
-    if group_n > 1 and free < sum(layer.param_bytes for layer in model.layers[start:stop]):
-        return 0
     # A byte at least, for layers that neither keep nor hand on anything.
-    return max(free // max(per_row + 2 * (entering + leaving), 1), 0)
+    per_row = max(per_row + 2 * (entering + leaving), 1)
+    return fixed, per_row, sum(layer.param_bytes for layer in model.layers[start:stop])
 
 
 def _memory_terms(

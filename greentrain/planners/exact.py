@@ -47,8 +47,8 @@ _FEW_CONFIGURATIONS = 2_000
 _MOST_CONFIGURATIONS = 150_000
 # Windows with more ways to run a stage are looked at quickly first.
 _QUICK_LOOK = 3_000
-# A search that takes longer than this looks at the plans of these planners too, the last one first.
-_BASELINES_AFTER_S = 4.0
+# A search that takes longer than this part of its time looks at the plans of these planners too, the last one first.
+_BASELINES_AFTER = 0.5
 _BASELINES = ("dapple", "asteroid", "pipeline", "data-equal", "data")
 
 
@@ -189,7 +189,7 @@ class _Search:
                 continue
             try:
                 self.space.check_time()
-                if baselines and time.monotonic() - begun_s > _BASELINES_AFTER_S:
+                if baselines and time.monotonic() > begun_s + _BASELINES_AFTER * (self.space.stop_at_s - begun_s):
                     self._offer_baseline(baselines.pop())
                 else:
                     self._look(least)

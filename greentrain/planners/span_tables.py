@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from greentrain.cost import CostTables, memory_bytes, most_rows, unused_power, wake_j
+from greentrain.cost import CostTables, most_rows, unused_power, wake_j
 from greentrain.device import Device
 from greentrain.objective import Problem
+from greentrain.parallel.memory import part_bytes, row_bytes, weight_part
 from greentrain.plan import Sharing, Stage, shares_total, stage_bytes
 from greentrain.planners.device_types import DeviceTypes, allowed_points
 from greentrain.sharing import group_sum_bytes
@@ -235,7 +237,7 @@ def _useful_slots(spans: SpanTables, *, by_energy: bool) -> list[int]:
 
 
 def most_units_TS(
-    problem: Problem, types: DeviceTypes, spans: SpanTables, in_flight: int, *, group: bool
+    problem: Problem, types: DeviceTypes, spans: SpanTables, in_flight: int, *, group: bool, known: dict[int, Stage]
 ) -> np.ndarray:
     """Most share units of each span that fit the memory of each device type, shape (T, S).
 
@@ -245,43 +247,49 @@ def most_units_TS(
         spans: The spans and how they are shared.
         in_flight: Micro-batches that a stage holds at once.
         group: Whether several devices share the stage; they need room for a gradient sum or for rings.
+        known: Stages of spans that are shared inside samples, from one call to the next.
     """
     found_TS = np.full((len(types.device_T), len(spans.start_S)), spans.units, dtype=np.int32)
     layers = problem.model.layers
     widest_bytes = max(
         problem.model.input_bytes, *(max(layer.activation_bytes, layer.key_value_bytes) for layer in layers)
     )
+    tight: list[int] = []
     for index, device in enumerate(types.device_T):
         # Every part fits where the whole model would, with the largest messages at both ends and in rings.
         less_bytes = device.memory_bytes - 8 * widest_bytes * spans.micro_batch
-        tight = msgspec.structs.replace(device, memory_bytes=max(less_bytes, 1))
-        if most_rows(tight, 0, len(layers), in_flight, problem, group_n=2) >= spans.micro_batch:
-            continue
-        for number, (start, stop) in enumerate(zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)):
-            if spans.sharing == "samples":
-                rows = most_rows(device, start, stop, in_flight, problem, group_n=1 + group)
+        smaller = msgspec.structs.replace(device, memory_bytes=max(less_bytes, 1))
+        if most_rows(smaller, 0, len(layers), in_flight, problem, group_n=2) < spans.micro_batch:
+            tight.append(index)
+    for number, (start, stop) in enumerate(zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)):
+        if tight and spans.sharing != "samples" and spans.shared_S[number]:
+            stage = known.get(number) or known.setdefault(number, _stage(problem, spans, start, stop))
+            bytes_R = _parts_bytes(problem, spans, msgspec.structs.replace(stage, in_flight=in_flight))[:-1]
+            for index in tight:
+                fits_R = bytes_R <= types.device_T[index].memory_bytes
+                found_TS[index, number] = np.flatnonzero(fits_R).max(initial=0)
+        elif tight and spans.sharing == "samples":
+            fixed, per_row, sum_bytes = row_bytes(start, stop, in_flight, problem)
+            for index in tight:
+                free = types.device_T[index].memory_bytes - fixed
+                rows = 0 if group and free < sum_bytes else max(free // per_row, 0)
                 found_TS[index, number] = min(rows // spans.step, spans.units)
-            elif spans.shared_S[number]:
-                found_TS[index, number] = _most_parts(problem, spans, device.memory_bytes, start, stop, in_flight)
     return found_TS
 
 
-def _most_parts(problem: Problem, spans: SpanTables, room_bytes: int, start: int, stop: int, in_flight: int) -> int:
-    """Most units of a stage that is shared inside samples which fit a memory."""
+def _stage(problem: Problem, spans: SpanTables, start: int, stop: int) -> Stage:
+    """A stage that some group shares inside samples."""
     layers = problem.model.layers
     # What follows decides only which tensors of the cut are whole; another such stage needs most.
     after = spans.sharing if stop < len(layers) else None
-    stated = stage_bytes(layers, start, stop, spans.sharing, after)._asdict()
+    return Stage(
+        start=start, stop=stop, devices=("a", "b"), sharing=spans.sharing, points=("a", "b"), shares=(1, 1),
+        in_flight=1, **stage_bytes(layers, start, stop, spans.sharing, after)._asdict(),
+    )  # fmt: skip
 
-    def fits(units: int) -> bool:
-        stage = Stage(
-            start=start, stop=stop, devices=("a", "b"), sharing=spans.sharing, points=("a", "b"),
-            shares=(units * spans.step, (spans.units - units) * spans.step), in_flight=in_flight, **stated,
-        )  # fmt: skip
-        return memory_bytes(stage, 0, problem, spans.micro_batch) <= room_bytes
 
-    low, high = 0, spans.units
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def _parts_bytes(problem: Problem, spans: SpanTables, stage: Stage) -> np.ndarray:
+    """Bytes that each number of units of a stage needs which is shared inside samples, shape (R,)."""
+    units_R: Any = np.arange(spans.units + 1)
+    part_R = units_R / spans.units if weight_part(stage, 0) < 1 else np.ones(len(units_R))
+    return np.asarray(part_bytes(stage, spans.micro_batch * units_R / spans.units, part_R, problem, spans.micro_batch))

@@ -23,6 +23,7 @@ from greentrain.cost import boundary_energy_j
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
 from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring_part_bytes, rings_s
+from greentrain.plan import Stage
 from greentrain.planners.device_types import DeviceTypes
 from greentrain.planners.options import SHARINGS, Options, Shares, Window, joined, undominated
 from greentrain.planners.share_units import Allocation, StageRows, least_by_counts
@@ -32,6 +33,8 @@ from greentrain.sharing import Direction, Ring, end_ring, entry_ring, joint_ring
 __all__ = ["OptionMaker"]
 
 _CHUNK = 40_000
+# Kinds of groups whose rings are remembered.
+_MOST_PREFIXES = 50_000
 _WAYS: tuple[Direction, ...] = ("forward", "backward")
 
 
@@ -44,7 +47,9 @@ class OptionMaker:
     spans: SpanTables
     counts_UT: np.ndarray
     _caps: dict[tuple[int, bool], np.ndarray] = field(default_factory=dict[tuple[int, bool], np.ndarray])
+    _stages: dict[int, Stage] = field(default_factory=dict[int, Stage])
     _sums: dict[int, _GroupSum] = field(default_factory=dict[int, "_GroupSum"])
+    _prefixes: dict[bytes, np.ndarray] = field(default_factory=dict[bytes, np.ndarray])
     _time_s_PSR: np.ndarray = field(init=False)
     _busy_j_PSR: np.ndarray = field(init=False)
 
@@ -87,15 +92,34 @@ class OptionMaker:
 
     def _ring_bytes_S(self, group_n: int) -> np.ndarray:
         """Bytes that each device of a group sends in the rings of a micro-batch, both passes."""
+        sizes = self._whole_ring_bytes
+        return np.array([ring_part_bytes(size, self.spans.micro_batch, group_n) for size in sizes], dtype=np.float64)
+
+    @cached_property
+    def _whole_ring_bytes(self) -> list[float]:
+        """Bytes per row of the rings of every span, both passes."""
         spans, layers = self.spans, self.problem.model.layers
         if spans.sharing == "samples":
-            return np.zeros(len(spans.start_S))
-        both = [
+            return [0.0] * len(spans.start_S)
+        return [
             ring_bytes(rings, "forward") + ring_bytes(rings, "backward")
             for start, stop in zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)
             for rings in (stage_rings(spans.sharing, layers, start, stop),)
         ]
-        return np.array([ring_part_bytes(size, spans.micro_batch, group_n) for size in both], dtype=np.float64)
+
+    @cached_property
+    def _rings_L(self) -> list[_LayerRings]:
+        """The rings of every layer, and those between it and the one before it."""
+        layers, sharing = self.problem.model.layers, self.spans.sharing
+        befores = (None, *layers[:-1])
+        return [
+            _LayerRings(
+                layer_ring(sharing, layer, ends_model=index + 1 == len(layers)),
+                () if before is None else joint_ring(sharing, before, layer),
+                () if before is None else entry_ring(sharing, before, layer),
+            )
+            for index, (before, layer) in enumerate(zip(befores, layers, strict=True))
+        ]
 
     @property
     def least_group_n(self) -> int:
@@ -104,9 +128,10 @@ class OptionMaker:
 
     def caps_TS(self, in_flight: int, *, group: bool) -> np.ndarray:
         """Most share units that fit each device type's memory, alone or in a group."""
+        group |= self.least_group_n > 1
         found = self._caps.get((in_flight, group))
         if found is None:
-            found = most_units_TS(self.problem, self.types, self.spans, in_flight, group=group)
+            found = most_units_TS(self.problem, self.types, self.spans, in_flight, group=group, known=self._stages)
             self._caps[in_flight, group] = found
         return found
 
@@ -350,11 +375,22 @@ class OptionMaker:
         start_N, stop_N = spans.start_S[rows.span_N], spans.stop_S[rows.span_N]
         kind_N = np.concatenate([rows.group_N[:, None], rows.slot_NG, units_NG], axis=1)
         kinds_K, kind_of_N = np.unique(kind_N, axis=0, return_inverse=True)
-        stops_s_2KL, starts_s_2KL = self._ring_prefix_s(kinds_K)
+        stops_s_2KL, starts_s_2KL = self._known_prefix_s(kinds_K)
         kind_of_N = kind_of_N.reshape(-1)
         both_s_2N = stops_s_2KL[:, kind_of_N, stop_N] - starts_s_2KL[:, kind_of_N, start_N]
         forward_s, backward_s = both_s_2N
         return _Passes(forward_s, backward_s, forward_s + backward_s, forward_s, backward_s)
+
+    def _known_prefix_s(self, kinds_K: np.ndarray) -> np.ndarray:
+        """As :meth:`_ring_prefix_s`, every kind priced once."""
+        keys = [kind.tobytes() for kind in kinds_K]
+        if len(self._prefixes) > _MOST_PREFIXES:
+            self._prefixes.clear()
+        new = [place for place, key in enumerate(keys) if key not in self._prefixes]
+        if new:
+            found_22KL = np.stack(self._ring_prefix_s(kinds_K[new]))
+            self._prefixes.update({keys[place]: found_22KL[:, :, row] for row, place in enumerate(new)})
+        return np.stack([self._prefixes[key] for key in keys], axis=2)
 
     def _ring_prefix_s(self, kinds_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Seconds of a micro-batch that end before each boundary, and those of them that no stage from there has.
@@ -377,16 +413,12 @@ class OptionMaker:
                 spans, self.problem.cluster, self._names(group), units_KG[own_K].max(axis=1) / spans.units
             )
             for way, table in enumerate((spans.forward_s_PSR, spans.backward_s_PSR)):
-                for index, layer in enumerate(layers):
+                for index, rings in enumerate(self._rings_L):
                     compute_s_K = table[slot_KG[own_K], spans.span_LL[index, index + 1], units_KG[own_K]].max(axis=1)
-                    ring = layer_ring(spans.sharing, layer, ends_model=index + 1 == len(layers))
-                    own_s_2KL[way, own_K, index + 1] = price.layer_s(way, ring, compute_s_K)
-                    if index > 0:
-                        before = layers[index - 1]
-                        inside_s = price.rings_s(way, joint_ring(spans.sharing, before, layer))
-                        joint_s_2KL[way, own_K, index] = inside_s - price.rings_s(
-                            way, entry_ring(spans.sharing, before, layer)
-                        )
+                    own_s_2KL[way, own_K, index + 1] = price.layer_s(way, rings.own, compute_s_K)
+                    if rings.joint or rings.entry:
+                        inside_s = price.rings_s(way, rings.joint)
+                        joint_s_2KL[way, own_K, index] = inside_s - price.rings_s(way, rings.entry)
                         own_s_2KL[way, own_K, index + 1] += inside_s
                 own_s_2KL[way, own_K, -1] += price.rings_s(way, end_ring(spans.sharing, layers[-1]))
         stops_s_2KL = own_s_2KL.cumsum(axis=2)
@@ -395,6 +427,14 @@ class OptionMaker:
     @property
     def _widest_group(self) -> int:
         return int(self.counts_UT.sum(axis=1).max())
+
+
+class _LayerRings(NamedTuple):
+    """A layer's own rings, those between it and the layer before it, and those in front where a stage begins."""
+
+    own: Ring | None
+    joint: tuple[Ring, ...]
+    entry: tuple[Ring, ...]
 
 
 class _RingPrice(NamedTuple):
