@@ -25,7 +25,7 @@ from greentrain.parallel.adapters import CacheDtype, record_bytes
 from greentrain.runtime.cache_cipher import CacheCipher
 from greentrain.units import format_quantity
 
-__all__ = ["ActivationCache", "CacheHeader", "CacheKey", "Opened", "make_room", "open_cache"]
+__all__ = ["ActivationCache", "CacheHeader", "CacheKey", "Opened", "full_bytes", "make_room", "open_cache"]
 
 CACHE_SCHEMA = "greentrain.cache/1"
 
@@ -283,6 +283,16 @@ def _checksum(record: bytes) -> int:
     return zlib.crc32(record) or 1
 
 
+def full_bytes(header: CacheHeader, tokens: np.ndarray) -> int:
+    """Bytes of all records of a cache.
+
+    Args:
+        header: What it holds.
+        tokens: Tokens of each sample in each output, (outputs, samples).
+    """
+    return int(_sizes(header, tokens).sum())
+
+
 def _sizes(header: CacheHeader, tokens: np.ndarray) -> np.ndarray:
     """Bytes of every record, (outputs, samples)."""
     extra = record_bytes(0, 1, header.dtype, encrypted=header.encrypted)
@@ -327,6 +337,7 @@ def open_cache(
         sums = np.zeros(sizes.shape, dtype=np.uint32)
         return Opened(ActivationCache(header, samples, tokens, None, cipher, data, sums), "")
     remark = _unusable(folder, header)
+    there = (folder / "header.json").exists() and not remark
     if remark:
         shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
@@ -349,7 +360,7 @@ def open_cache(
         # A folder that has no room is of no use, and takes what is left of the disk.
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    if cut and not remark and sums.any():
+    if cut and there:
         remark = f"{folder}: the cache was cut short; what is missing is computed again."
     return Opened(ActivationCache(header, samples, tokens, folder, cipher, data, sums), remark)
 
@@ -380,7 +391,7 @@ def _sized(file: Path, size_bytes: int) -> bool:
     """Give a file its whole size on the disk now, so that a full disk is known before anything is computed.
 
     Returns:
-        Whether it was there with another size.
+        Whether it was not there with this size.
     """
     with writing(file):
         before = file.stat().st_size if file.exists() else None
@@ -391,7 +402,7 @@ def _sized(file: Path, size_bytes: int) -> bool:
                 stream.truncate(size_bytes)
             if size_bytes:
                 os.posix_fallocate(stream.fileno(), 0, size_bytes)
-    return before is not None
+    return True
 
 
 def _mapped(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
