@@ -10,13 +10,13 @@ import pytest
 import split_cases
 import torch
 from safetensors.torch import load_file
-from split_cases import CASES, DEVICES, KINDS, RING_CASES, make_plan, samples, workload_of
+from split_cases import CASES, CURVE_ROUNDS_N, CURVES, DEVICES, KINDS, RING_CASES, make_plan, samples, workload_of
 
 from greentrain.runtime.split_weights import gather_named
 from greentrain.workloads.workload import run_blocks
 
 # One launch of four processes serves all cases; on a busy machine it takes most of a minute.
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     try:
         for rank in ranks:
-            output, _ = rank.communicate(timeout=150)
+            output, _ = rank.communicate(timeout=270)
             assert rank.returncode == 0, output
     finally:
         for rank in ranks:
@@ -75,7 +75,8 @@ def test_gradients_equal_the_unsplit_model(name: str, kind: str, folder: Path) -
         shards = [load_file(folder / kind / f"{name}.{device}.safetensors") for device in stage.devices]
         loss += sum(float(shard.pop("loss")) for shard in shards)
         for shard in shards:
-            del shard["counted_bytes"], shard["listed_bytes"]
+            for other in ("counted_bytes", "listed_bytes", "losses"):
+                shard.pop(other, None)
         # What all devices of the group hold whole must agree, too.
         for one in shards:
             for key, gradient in gather_named([*shards, one]).items():
@@ -97,3 +98,23 @@ def test_bytes_that_leave_equal_those_of_the_action_list(name: str, kind: str, f
     if name in CASES:
         crossing = sum(stage.output_bytes + stage.gradient_bytes for stage in plan.stages)
         assert sent == crossing * plan.batch
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_fifty_rounds_have_the_losses_of_one_device(name: str, folder: Path) -> None:
+    workload = workload_of(name, torch.float64)
+    plan, _ = make_plan(name, workload)
+    found = sum(load_file(folder / "float64" / f"{name}.{device}.safetensors")["losses"] for device in plan.devices)
+    blocks = workload.build(0)
+    optimizer = workload.make_optimizer(parameter for block in blocks for parameter in block.parameters())
+    inputs, targets = samples(plan.batch, torch.float64)
+    expected: list[float] = []
+    for _ in range(CURVE_ROUNDS_N):
+        loss = workload.loss(run_blocks(blocks, (inputs,))[0], targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(float(loss.detach()))
+    assert isinstance(found, torch.Tensor)
+    assert expected[-1] < 0.5 * expected[0]
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
