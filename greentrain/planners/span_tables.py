@@ -291,5 +291,5 @@ def _stage(problem: Problem, spans: SpanTables, start: int, stop: int) -> Stage:
 def _parts_bytes(problem: Problem, spans: SpanTables, stage: Stage) -> np.ndarray:
     """Bytes that each number of units of a stage needs which is shared inside samples, shape (R,)."""
     units_R: Any = np.arange(spans.units + 1)
-    part_R = units_R / spans.units if weight_part(stage, 0) < 1 else np.ones(len(units_R))
+    part_R: Any = units_R / spans.units if weight_part(stage, 0) < 1 else np.ones(len(units_R))
     return np.asarray(part_bytes(stage, spans.micro_batch * units_R / spans.units, part_R, problem, spans.micro_batch))

@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from greentrain.errors import InfeasibleError, UnavailableError, UsageError
@@ -283,3 +284,21 @@ def test_the_command_writes_its_rows(tmp_path: Path) -> None:
         planners.main(["--data", str(public_data()), *chosen, "-o", str(tmp_path)])
     assert stopped.value.code == 0
     assert len((tmp_path / "errors.csv").read_text().splitlines()) == 3
+
+
+def test_a_table_goes_on_where_it_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = clusters()["nano-4"].restricted_to(("nano-1",))
+    pairs = [(merged(toy(tmp_path), layers_n), cluster) for layers_n in (1, 2)]
+    pairs = [(msgspec.structs.replace(chain, model=f"toy-{at}"), cluster) for at, (chain, _) in enumerate(pairs)]
+    monkeypatch.setattr(planners, "_pairs", lambda *_, **__: pairs[:1])
+    chosen = ["--data", str(tmp_path), "--table", "plans", "-o", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        planners.main(chosen)
+    first = (tmp_path / "plans.csv").read_text()
+    monkeypatch.setattr(planners, "_pairs", lambda *_, **__: pairs)
+    with pytest.raises(SystemExit):
+        planners.main([*chosen, "--resume"])
+    whole = (tmp_path / "plans.csv").read_text()
+    assert whole.startswith(first)
+    assert "toy-1" in whole
+    assert "toy-1" not in first

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import signal
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Literal, NamedTuple
@@ -16,7 +18,7 @@ from greentrain.cost import estimate
 from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Objective, Problem
 from greentrain.plan import Plan, parallelism_name, validate
-from greentrain.planners import PLANNERS, load_planner
+from greentrain.planners import PLANNERS, Planner, load_planner
 from greentrain_harness.bench._planner_cases import make_problem
 from greentrain_harness.bench._planner_errors import error_row
 from greentrain_harness.bench._planner_profiles import LayerChain
@@ -45,6 +47,9 @@ SEARCHING = ("auto",)
 # What ``auto`` takes is not run a second time by its own name.
 _INSIDE_AUTO = ("exact", "beam")
 _ROUNDING = 1e-9
+# Part of a time limit after which a search ends by itself; searches end by themselves within a long one.
+_PART_TO_SEARCH = 0.8
+_LONG_S = 40.0
 
 
 class _OutOfTimeError(Exception):
@@ -106,13 +111,16 @@ class PlannerRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_planner(name: str, problem: Problem, *, limit_s: float) -> Outcome:
-    """Plan within a time limit and price the plan again by the common cost."""
+    """Plan within a time limit and price the plan again by the common cost.
+
+    A searching planner is told of most of a short limit, so that it returns what it has found by then.
+    """
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     found: Plan | None = None
     reason = ""
     try:
         with _within(limit_s):
-            found = load_planner(name)(problem)
+            found = _told(load_planner(name), limit_s)(problem)
     except (NotSupportedError, InfeasibleError) as error:
         reason = error.message
     except _OutOfTimeError:
@@ -125,6 +133,13 @@ def run_planner(name: str, problem: Problem, *, limit_s: float) -> Outcome:
         if price.violations:
             found, reason = None, f"its plan breaks a limit: {price.violations[0]}"
     return Outcome(found, reason, plan_s, cpu_s)
+
+
+def _told(planner: Planner, limit_s: float) -> Planner:
+    if "time_limit_s" not in inspect.signature(planner).parameters or limit_s >= _LONG_S:
+        return planner
+    searching: Callable[..., Plan] = planner
+    return functools.partial(searching, time_limit_s=_PART_TO_SEARCH * limit_s)
 
 
 @contextmanager

@@ -41,21 +41,24 @@ _QUICK_CLUSTERS = ("nano-4", "mixed-6", "mixed-6-wifi", "two-rooms")
 @click.option("--only", default="", help="Only pairs 'profile × cluster', or cases, that hold this.")
 @click.option("--plans", "plans_n", type=click.IntRange(1), default=None, help="Random plans per pair.")
 @click.option("--limit", "limit_s", type=float, default=60.0, show_default=True, help="Seconds for one plan.")
+@click.option("--resume", is_flag=True, help="Keep the pairs that are whole in the CSV file of plans, run the others.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for CSV files.")
 def main(
     data: Path | None, tables: tuple[str, ...], quick: bool, only: str, plans_n: int | None, limit_s: float,
-    output: Path | None,
+    resume: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """Print the tables; exits 1 when a searching planner is beaten or a bar is missed."""
     plans_n = plans_n or (5 if quick else 20)
     sound = True
     try:
+        if resume and output is None:
+            raise UsageError("no CSV file to resume from.", hint="Name its folder with -o.")
         if data is None:
             raise UsageError("no data folder.", hint=f"Name one with --data or {DATA_VARIABLE}.")
         pairs = _pairs(data, quick=quick, only=only)
         for table in tables or _TABLES:
             if table == "plans":
-                sound &= _plans(pairs, limit_s, output)
+                sound &= _plans(pairs, limit_s, output, resume=resume)
             elif table == "errors":
                 _errors(pairs, plans_n, output)
             else:
@@ -76,18 +79,31 @@ def _pairs(data: Path, *, quick: bool, only: str) -> list[Pair]:
     return [(chain, cluster) for chain, cluster in pairs if only in f"{chain.model} × {cluster.name}"]
 
 
-def _plans(pairs: Sequence[Pair], limit_s: float, output: Path | None) -> bool:
-    rows: list[PlannerRow] = []
+def _plans(pairs: Sequence[Pair], limit_s: float, output: Path | None, *, resume: bool = False) -> bool:
+    rows = _known_rows(output) if resume and output is not None else []
+    done = {(row.model, row.cluster) for row in rows}
     for chain, cluster in pairs:
+        if (chain.model, cluster.name) in done:
+            continue
         for _, members in itertools.groupby(compare_pair(chain, cluster, limit_s=limit_s), key=lambda row: row.goal):
             listed = list(members)
             click.echo(compare_table(listed))
             rows += listed
-    write_csv(output, "plans", rows)
+        write_csv(output, "plans", rows)
     click.echo(savings_table(rows))
     beaten = flaws(rows)
     click.echo("\n".join([f"Searching planners beaten, or their bounds: {len(beaten)}", *beaten]) + "\n")
     return not beaten
+
+
+def _known_rows(folder: Path) -> list[PlannerRow]:
+    """The rows of an earlier run; it wrote whole pairs only."""
+    try:
+        with (folder / "plans.csv").open(encoding="utf-8", newline="") as file:
+            listed = [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+    return [msgspec.convert({"reason": "", **row}, PlannerRow, strict=False) for row in listed]
 
 
 def _errors(pairs: Sequence[Pair], plans_n: int, output: Path | None) -> None:
