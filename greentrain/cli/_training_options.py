@@ -23,7 +23,7 @@ def training_options(function: F) -> F:
     )  # fmt: skip
     precision = click.option(
         "--precision", type=click.Choice(["float32", "bf16", "fp16", "auto"]), default="float32", show_default=True,
-        help="What is multiplied in; auto: bf16 on GPUs that have it. Profiles are measured in float32.",
+        help="What is multiplied in; auto: bf16 on GPUs that have it (without hardware for it bf16 is slow).",
     )  # fmt: skip
     device = click.option(
         "--torch-device", metavar="cpu|cuda[:N]|auto", default="cpu", show_default=True,

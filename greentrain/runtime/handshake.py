@@ -162,7 +162,7 @@ def difference_of(first: Hello, other: Hello) -> tuple[str, str] | None:
         ("plan_sha256", "plan", "Copy the same plan file to every device"),
         ("structure_sha256", "model", "Install the same versions of the model's code on every device"),
         ("data", "data set", "Copy the same data to every device"),
-        ("settings", "settings", "Give every worker the same --seed, --epochs and --rounds"),
+        ("settings", "settings", "Give every worker the same --seed, --epochs, --rounds, --compress and --precision"),
     ):
         one, two = str(getattr(first, field)), str(getattr(other, field))
         if one != two:

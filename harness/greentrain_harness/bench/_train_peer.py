@@ -26,12 +26,10 @@ from greentrain.workloads import load_workload
 from greentrain.workloads.workload import Tensors, Workload, run_blocks
 from greentrain_datasets.loaders import load_dataset
 
-__all__ = ["METHODS", "main"]
+__all__ = ["POWERSGD_RANK", "main"]
 
-# DDP's hooks by the method's name.
-_HOOKS = ("ddp", "ddp-fp16", "ddp-powersgd")
-METHODS = (*_HOOKS, "1f1b")
-_POWERSGD_RANK = 4
+# Columns of the thin matrices; greentrain takes as many.
+POWERSGD_RANK = 4
 
 Round = Callable[[np.ndarray], None]
 
@@ -92,7 +90,7 @@ def _ddp(method: str, plan: Plan, workload: Workload, data: TrainingData, rank: 
     elif method == "ddp-powersgd":
         state = powerSGD_hook.PowerSGDState(
             None,
-            matrix_approximation_rank=_POWERSGD_RANK,
+            matrix_approximation_rank=POWERSGD_RANK,
             start_powerSGD_iter=2,
             orthogonalization_epsilon=1e-8,  # pyright: ignore[reportArgumentType] (its type is that of the default)
         )

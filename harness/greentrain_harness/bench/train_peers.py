@@ -25,6 +25,7 @@ from greentrain.files import read_json
 from greentrain.ledger import read_ledger
 from greentrain.plan import PLAN_SCHEMA, Plan, parallelism_name
 from greentrain_harness.bench._lab_commands import greentrain, lab_down, measure_nodes
+from greentrain_harness.bench._train_peer import POWERSGD_RANK
 from greentrain_harness.lab import exec_argv, read_lab
 
 __all__ = ["main", "table"]
@@ -35,7 +36,9 @@ _ABOUT = "Samples per second beside torch's DistributedDataParallel and 1F1B on 
 _METHODS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "greentrain data": ("data-equal", ()),
     "ddp": ("data-equal", None),
+    "greentrain data, fp16": ("data-equal", ("--compress", "fp16")),
     "ddp-fp16": ("data-equal", None),
+    "greentrain data, powersgd": ("data-equal", ("--compress", f"powersgd:{POWERSGD_RANK}")),
     "ddp-powersgd": ("data-equal", None),
     "greentrain pipeline": ("pipeline", ()),
     "1f1b": ("pipeline", None),
@@ -64,7 +67,7 @@ class _Bench:
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = _parser().parse_args(argv)
-    methods = [name.strip() for name in options.methods.split(",")] if options.methods else list(_METHODS)
+    methods = [name.strip() for name in options.methods.split(";")] if options.methods else list(_METHODS)
     name = f"peers{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="greentrain-bench-") as text:
         bench = _Bench(folder=Path(text), lab=name, rounds_n=options.rounds)
@@ -95,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pipeline-micro-batch", default="8")
     parser.add_argument("--rounds", type=int, default=20, help=f"per repetition, after {_WARM_UP_N} to warm up")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--methods", help=f"of {', '.join(_METHODS)}; comma; default: all")
+    parser.add_argument("--methods", help=f"of {'; '.join(_METHODS)}; default: all")
     return parser
 
 
@@ -122,7 +125,7 @@ def _samples_per_s(bench: _Bench, method: str, repetition: int) -> float:
     if options is None:
         seconds = _train_peer(bench, method, planner, repetition)
     else:
-        run = f"{method.replace(' ', '-')}-{repetition}"
+        run = f"{method.replace(', ', '-').replace(' ', '-')}-{repetition}"
         rounds = str(bench.rounds_n + _WARM_UP_N)
         greentrain(bench.folder, "train", str(bench.plan_path(planner)), "--run", run, "--rounds", rounds, *options)
         rows = read_ledger(bench.folder / "runs" / run / "ledger.csv")
