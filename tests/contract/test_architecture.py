@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "harness": set(),
     "profilers": {"workloads", "harness"},
     "lab": {"harness", "datasets"},
-    "bench": {"harness", "workloads", "planners", "cost", "simulator", "datasets", "reports"},
+    "bench": {"harness", "lab", "workloads", "planners", "cost", "simulator", "datasets", "reports", "runtime"},
     "datasets": set(),
     "reports": set(),
 }
