@@ -6,6 +6,7 @@ Nothing else in greentrain prices anything. Energy of a round of T seconds:
         + Σ_unused,counted P_rest·T
 
 with P_rest the sleep power of a device that can sleep, else its idle power. A participant wakes once per job.
+``t_busy`` is computing alone: handling messages makes passes longer, its joules are in those per byte.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from greentrain.device import Device
 from greentrain.objective import Objective, Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
 from greentrain.parallel.memory import memory_bytes, most_rows, weight_part
+from greentrain.parallel.network import Handled, handled_bytes, handling_s
 from greentrain.parallel.pipeline import Step, Transfer, held, round_s, transfer
 from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring_part_bytes, rings_s
 from greentrain.plan import Cut, Estimate, Plan, Stage, allowed, cut, parallelism_name
@@ -46,6 +48,7 @@ __all__ = [
     "boundary_energy_j",
     "boundary_transfer",
     "device_compute_s",
+    "device_pass_s",
     "device_update_s",
     "estimate",
     "job_s",
@@ -97,6 +100,7 @@ class CostTables:
     _passes: dict[tuple[str, str, Sharing, float, float], tuple[tuple[float, ...], tuple[float, ...]]] = field(
         default_factory=dict
     )
+    _handled: dict[tuple[int, int, Sharing], tuple[Handled, Handled]] = field(default_factory=dict)
     _update: dict[tuple[str, str, Sharing], tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
 
     def compute_s(self, device: Device, point: str, start: int, stop: int, rows: float) -> tuple[float, float]:
@@ -132,6 +136,16 @@ class CostTables:
             self._passes[key] = found
         forward_s, backward_s = found
         return forward_s[stop] - forward_s[start], backward_s[stop] - backward_s[start]
+
+    def handled(self, start: int, stop: int, sharing: Sharing) -> tuple[Handled, Handled]:
+        """What a device of a stage handles of the network, forward and backward."""
+        found = self._handled.get((start, stop, sharing))
+        if found is None:
+            layers = self.problem.model.layers
+            found = (handled_bytes(layers, start, stop, sharing, "forward"),
+                     handled_bytes(layers, start, stop, sharing, "backward"))  # fmt: skip
+            self._handled[start, stop, sharing] = found
+        return found
 
     def update_s(self, device: Device, point: str, start: int, stop: int) -> float:
         """Optimizer seconds of layers [start, stop)."""
@@ -218,11 +232,14 @@ def stage_price(stage: Stage, tables: CostTables, micro_batch: int) -> StagePric
     own_s = [device_compute_s(stage, position, tables, micro_batch) for position in range(len(stage.devices))]
     update_s = max(device_update_s(stage, position, tables) for position in range(len(stage.devices)))
     if stage.sharing == "samples":
-        forward_s, backward_s = (max(seconds) for seconds in zip(*own_s, strict=True))
-        both_s = max(sum(seconds) for seconds in own_s)
-        first_s = [min(seconds) for seconds in zip(*own_s, strict=True)]
+        passes_s = [device_pass_s(stage, position, tables, micro_batch) for position in range(len(stage.devices))]
+        forward_s, backward_s = (max(seconds) for seconds in zip(*passes_s, strict=True))
+        both_s = max(sum(seconds) for seconds in passes_s)
+        first_s = [min(seconds) for seconds in zip(*passes_s, strict=True)]
     else:
-        forward_s, backward_s = (_ring_pass_s(stage, tables, micro_batch, way) for way in ("forward", "backward"))
+        network_s = [_network_s(stage, position, tables, micro_batch) for position in range(len(stage.devices))]
+        forward_s = _ring_pass_s(stage, tables, micro_batch, "forward") + max(seconds for seconds, _ in network_s)
+        backward_s = _ring_pass_s(stage, tables, micro_batch, "backward") + max(seconds for _, seconds in network_s)
         both_s = forward_s + backward_s
         first_s = [forward_s, backward_s]
     sum_s = gradient_sum_s(cluster, stage.devices, stage.sum_bytes)
@@ -237,6 +254,19 @@ def device_compute_s(stage: Stage, position: int, tables: CostTables, micro_batc
         device, stage.points[position], stage.start, stage.stop, sharing=stage.sharing,
         rows=stage.work_rows(position, micro_batch), micro_batch=micro_batch,
     )  # fmt: skip
+
+
+def device_pass_s(stage: Stage, position: int, tables: CostTables, micro_batch: int) -> tuple[float, float]:
+    """The same with the seconds in which its processor handles messages: they compete with computing."""
+    forward_s, backward_s = device_compute_s(stage, position, tables, micro_batch)
+    network_forward_s, network_backward_s = _network_s(stage, position, tables, micro_batch)
+    return forward_s + network_forward_s, backward_s + network_backward_s
+
+
+def _network_s(stage: Stage, position: int, tables: CostTables, micro_batch: int) -> tuple[float, float]:
+    device, rows = tables.problem.cluster.device(stage.devices[position]), stage.work_rows(position, micro_batch)
+    forward, backward = tables.handled(stage.start, stage.stop, stage.sharing)
+    return handling_s(device, forward, rows, micro_batch), handling_s(device, backward, rows, micro_batch)
 
 
 def device_update_s(stage: Stage, position: int, tables: CostTables) -> float:

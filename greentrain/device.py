@@ -48,6 +48,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         power: Power over throughput share, one curve per point.
         wake_s: Time from sleep to ready, seconds (None = not known).
         wake_j: Energy of waking, joules (None = not known).
+        network_s_per_byte: Seconds in which its processor is busy with the network instead of computing, per payload
+            byte that it sends or receives (None = not measured: priced as 0). Its joules are in the links' joules
+            per byte.
     """
 
     id: str
@@ -57,12 +60,13 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     power: PowerModel
     wake_s: float | None = None
     wake_j: float | None = None
+    network_s_per_byte: float | None = None
 
     def __post_init__(self) -> None:
         require_id(self.id, what="device id")
         require_id(self.kind, what="device kind")
         require_positive(memory_bytes=self.memory_bytes)
-        require_non_negative(wake_s=self.wake_s, wake_j=self.wake_j)
+        require_non_negative(wake_s=self.wake_s, wake_j=self.wake_j, network_s_per_byte=self.network_s_per_byte)
         names = [point.name for point in self.points]
         require(len(names) > 0, f"device {self.id!r} needs at least one operating point")
         require(len(set(names)) == len(names), f"device {self.id!r}: operating points {names} must differ")

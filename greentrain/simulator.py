@@ -24,6 +24,7 @@ from greentrain.cost import (
     StagePrice,
     Traffic,
     device_compute_s,
+    device_pass_s,
     device_update_s,
     estimate,
     stage_price,
@@ -246,7 +247,8 @@ class _Clock:
             duration_s = self._group_s(action, start_s)
             own_s = duration_s if action.kind == "AR" else self._compute_s(action)
         elif action.kind in ("F", "B", "U"):
-            duration_s = own_s = self._compute_s(action)
+            own_s = self._compute_s(action)
+            duration_s = own_s if action.kind == "U" else self._pass_s(action)
         self.done[device].append((action, start_s, own_s))
         self.now_s[device] = start_s + duration_s
 
@@ -265,6 +267,13 @@ class _Clock:
                 self._network.occupy(stage.devices, part_bytes, start_s)
             self._together[group] = (start_s, duration_s)
         return self._together[group][1]
+
+    def _pass_s(self, action: Action) -> float:
+        """Seconds of a device's own forward or backward, with those of its processor for messages."""
+        stage = self.plan.stages[action.stage]
+        position = stage.devices.index(action.device)
+        forward_s, backward_s = device_pass_s(stage, position, self._tables, self.plan.micro_batch)
+        return forward_s if action.kind == "F" else backward_s
 
     def _compute_s(self, action: Action) -> float:
         """Seconds in which the device itself computes."""

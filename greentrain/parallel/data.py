@@ -14,8 +14,10 @@ __all__ = [
     "allocate_shares",
     "equal_shares",
     "gradient_sum_air_s",
+    "gradient_sum_busy_s",
     "gradient_sum_bytes",
     "gradient_sum_s",
+    "gradient_sum_wire_s",
     "slowest_link",
 ]
 
@@ -40,7 +42,18 @@ def gradient_sum_bytes(group_n: int, param_bytes: int) -> float:
 
 
 def gradient_sum_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:
-    """Seconds of the ring AllReduce of a group's gradients: ``2(g−1)/g · W / min bw`` and 2(g−1) latencies.
+    """Seconds of the ring AllReduce of a group's gradients: those of the wire, or of the busiest processor."""
+    return max(gradient_sum_wire_s(cluster, devices, param_bytes), gradient_sum_busy_s(cluster, devices, param_bytes))
+
+
+def gradient_sum_busy_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:
+    """Seconds in which the busiest processor of a group handles what it sends and receives in the ring AllReduce."""
+    slowest_s_per_byte = max(cluster.device(name).network_s_per_byte or 0.0 for name in devices)
+    return slowest_s_per_byte * 2 * gradient_sum_bytes(len(devices), param_bytes)
+
+
+def gradient_sum_wire_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:
+    """Seconds for which the ring AllReduce occupies the wire: ``2(g−1)/g · W / min bw`` and 2(g−1) latencies.
 
     On a shared medium all g devices' messages follow one another (Asteroid, arXiv 2408.08015, with the
     medium added).

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ from greentrain.cost import CostTables, most_rows, unused_power, wake_j
 from greentrain.device import Device
 from greentrain.objective import Problem
 from greentrain.parallel.memory import part_bytes, row_bytes, weight_part
+from greentrain.parallel.network import handling_s
 from greentrain.plan import Sharing, Stage, shares_total, stage_bytes
 from greentrain.planners.device_types import DeviceTypes, allowed_points
 from greentrain.sharing import group_sum_bytes
@@ -30,8 +31,8 @@ _MOST_UNITS = 32
 _FEWEST_UNITS = 8
 _MOST_SINGLE_UNITS = 256
 _PER_SLOT = (
-    "type_P", "forward_s_PSR", "backward_s_PSR", "update_s_PSR", "rise_w_P", "wait_w_P", "unused_w_P", "wake_j_P",
-    "budget_j_P",
+    "type_P", "forward_s_PSR", "backward_s_PSR", "network_forward_s_PSR", "network_backward_s_PSR", "update_s_PSR",
+    "rise_w_P", "wait_w_P", "unused_w_P", "wake_j_P", "budget_j_P",
 )  # fmt: skip
 
 
@@ -54,6 +55,8 @@ class SpanTables:
         point_P: Name of its operating point.
         forward_s_PSR: Forward seconds per micro-batch.
         backward_s_PSR: Backward seconds per micro-batch.
+        network_forward_s_PSR: Seconds per micro-batch in which the processor handles messages of the forward pass.
+        network_backward_s_PSR: The same of the backward pass.
         update_s_PSR: Optimizer seconds per round.
         rise_w_P: Busy watts above waiting watts.
         wait_w_P: Waiting watts.
@@ -76,6 +79,8 @@ class SpanTables:
     point_P: tuple[str, ...]
     forward_s_PSR: np.ndarray
     backward_s_PSR: np.ndarray
+    network_forward_s_PSR: np.ndarray
+    network_backward_s_PSR: np.ndarray
     update_s_PSR: np.ndarray
     rise_w_P: np.ndarray
     wait_w_P: np.ndarray
@@ -181,6 +186,9 @@ def span_tables(
         )
         own_s_S2 = update_s_L2[stop_S] - update_s_L2[start_S]
         update_s_PSR[number] = own_s_S2[:, :1] * (part_R if splits else 1.0) + own_s_S2[:, 1:]
+    network_s_2PSR = _network_s_2PSR(
+        tables, [types.device_T[index] for index, _ in slots], spans, part_R, sharing, micro_batch
+    )
     curves = [types.device_T[index].curve(point) for index, point in slots]
     owners = [types.device_T[index] for index, _ in slots]
     # A device in use no longer counts as an unused one.
@@ -201,6 +209,8 @@ def span_tables(
         point_P=tuple(point for _, point in slots),
         forward_s_PSR=forward_s_PSR,
         backward_s_PSR=backward_s_PSR,
+        network_forward_s_PSR=network_s_2PSR[0],
+        network_backward_s_PSR=network_s_2PSR[1],
         update_s_PSR=update_s_PSR,
         rise_w_P=np.array([curve.busy_w - curve.idle_w for curve in curves]),
         wait_w_P=np.array([curve.idle_w for curve in curves]),
@@ -209,6 +219,22 @@ def span_tables(
         budget_j_P=np.array([budget_round_j(device, problem) for device in owners]),
     )
     return found.slots(_useful_slots(found, by_energy=by_energy))
+
+
+def _network_s_2PSR(
+    tables: CostTables, device_P: list[Device], spans: list[tuple[int, int]], part_R: np.ndarray, sharing: Sharing,
+    micro_batch: int,
+) -> np.ndarray:  # fmt: skip
+    """Seconds in which processors handle messages, forward and backward; 0 where nobody measured them."""
+    found = np.zeros((2, len(device_P), len(spans), len(part_R)))
+    known = [(place, device) for place, device in enumerate(device_P) if device.network_s_per_byte]
+    for number, (start, stop) in enumerate(spans if known else []):
+        for way, handled in enumerate(tables.handled(start, stop, sharing)):
+            for place, device in known:
+                found[way, place, number] = handling_s(
+                    device, handled, cast("float", part_R * micro_batch), micro_batch
+                )
+    return found
 
 
 def _useful_slots(spans: SpanTables, *, by_energy: bool) -> list[int]:

@@ -21,7 +21,7 @@ import numpy as np
 from greentrain.cluster import Cluster
 from greentrain.cost import boundary_energy_j
 from greentrain.objective import Problem
-from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
+from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_busy_s, gradient_sum_bytes, gradient_sum_wire_s
 from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring_part_bytes, rings_s
 from greentrain.plan import Stage
 from greentrain.planners.device_types import DeviceTypes
@@ -55,8 +55,9 @@ class OptionMaker:
 
     def __post_init__(self) -> None:
         spans = self.spans
-        self._time_s_PSR = spans.forward_s_PSR + spans.backward_s_PSR
-        busy_s_PSR = self._time_s_PSR * spans.micro_batches_n + spans.update_s_PSR
+        compute_s_PSR = spans.forward_s_PSR + spans.backward_s_PSR
+        self._time_s_PSR = compute_s_PSR + spans.network_forward_s_PSR + spans.network_backward_s_PSR
+        busy_s_PSR = compute_s_PSR * spans.micro_batches_n + spans.update_s_PSR
         self._busy_j_PSR = busy_s_PSR * spans.rise_w_P[:, None, None] + spans.wake_j_P[:, None, None]
 
     def group_sum(self, group: int) -> _GroupSum:
@@ -87,7 +88,11 @@ class OptionMaker:
         moved_S = gradient_sum_bytes(len(names), 1_000_000) * sums_S / 1e6 + spans.micro_batches_n * rings_S
         port_s, air_s = ring_loads_s(cluster, names, 1.0)
         return _GroupSum(
-            affine(gradient_sum_s), affine(gradient_sum_air_s), per_byte_j * moved_S, port_s * rings_S, air_s * rings_S
+            np.maximum(affine(gradient_sum_wire_s), gradient_sum_busy_s(cluster, names, 1) * sums_S),
+            affine(gradient_sum_air_s),
+            per_byte_j * moved_S,
+            port_s * rings_S,
+            air_s * rings_S,
         )
 
     def _ring_bytes_S(self, group_n: int) -> np.ndarray:
@@ -367,7 +372,8 @@ class OptionMaker:
         spans = self.spans
         own_NG = (rows.slot_NG, rows.span_N[:, None], units_NG)
         if spans.sharing == "samples":
-            forward_s_NG, backward_s_NG = spans.forward_s_PSR[own_NG], spans.backward_s_PSR[own_NG]
+            forward_s_NG = spans.forward_s_PSR[own_NG] + spans.network_forward_s_PSR[own_NG]
+            backward_s_NG = spans.backward_s_PSR[own_NG] + spans.network_backward_s_PSR[own_NG]
             return _Passes(
                 forward_s_NG.max(axis=1), backward_s_NG.max(axis=1), self._time_s_PSR[own_NG].max(axis=1),
                 forward_s_NG.min(axis=1), backward_s_NG.min(axis=1),
@@ -378,7 +384,8 @@ class OptionMaker:
         stops_s_2KL, starts_s_2KL = self._known_prefix_s(kinds_K)
         kind_of_N = kind_of_N.reshape(-1)
         both_s_2N = stops_s_2KL[:, kind_of_N, stop_N] - starts_s_2KL[:, kind_of_N, start_N]
-        forward_s, backward_s = both_s_2N
+        forward_s = both_s_2N[0] + spans.network_forward_s_PSR[own_NG].max(axis=1)
+        backward_s = both_s_2N[1] + spans.network_backward_s_PSR[own_NG].max(axis=1)
         return _Passes(forward_s, backward_s, forward_s + backward_s, forward_s, backward_s)
 
     def _known_prefix_s(self, kinds_K: np.ndarray) -> np.ndarray:

@@ -9,7 +9,15 @@ from math import inf
 import msgspec
 import pytest
 from brute_force import all_plans, best_value
-from problems import make_problem, with_heads, with_memory, with_random_network, with_slow_updates, with_transformer
+from problems import (
+    make_problem,
+    with_busy_network,
+    with_heads,
+    with_memory,
+    with_random_network,
+    with_slow_updates,
+    with_transformer,
+)
 
 from greentrain.cluster import Link
 from greentrain.cost import estimate
@@ -123,6 +131,23 @@ def test_the_optimum_is_that_of_brute_force_with_layers_that_every_device_comput
         assert objective_value(found) == pytest.approx(best_value(problem, plans), rel=1e-9), seed
         used.update({stage.sharing for stage in found.stages})
     assert all(used[sharing] >= 5 for sharing in ("tensor_sequence", "tensor", "sequence")), used
+
+
+def test_the_optimum_is_that_of_brute_force_where_messages_keep_processors_busy() -> None:
+    used: Counter[str] = Counter()
+    for seed in range(32):
+        rng = random.Random(seed)
+        problem = with_busy_network(_problem(seed), rng)
+        if seed % 2:
+            problem = with_transformer(_with_heavy_weights(problem), rng, heads=2 + seed % 3, sequence=6)
+            problem = msgspec.structs.replace(problem, parallelism=("tensor+sequence", "hybrid")[seed // 2 % 2])
+        plans = [plan for plan in all_plans(problem) if problem.parallelism in ("any", parallelism_name(plan))]
+        if not plans:
+            continue
+        found = exact.plan(problem)
+        assert objective_value(found) == pytest.approx(best_value(problem, plans), rel=1e-9), seed
+        used.update({stage.sharing for stage in found.stages})
+    assert used["tensor_sequence"] >= 5, used
 
 
 @pytest.mark.parametrize(

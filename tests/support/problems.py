@@ -176,6 +176,15 @@ def with_transformer(problem: Problem, rng: random.Random, *, heads: int = 4, se
     return msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=tuple(layers)))
 
 
+def with_busy_network(problem: Problem, rng: random.Random) -> Problem:
+    """The same problem on devices whose processors have work with every message, some of them."""
+    devices = tuple(
+        msgspec.structs.replace(device, network_s_per_byte=rng.choice([None, 5e-9, 5e-8, 5e-7]))
+        for device in problem.cluster.devices
+    )
+    return msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, devices=devices))
+
+
 def with_memory(problem: Problem, memory_bytes: int) -> Problem:
     """The same problem on devices with so much memory each."""
     devices = tuple(msgspec.structs.replace(device, memory_bytes=memory_bytes) for device in problem.cluster.devices)

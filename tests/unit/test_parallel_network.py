@@ -1,0 +1,114 @@
+"""Messages keep processors busy: they lengthen passes and sums, and change no bytes."""
+
+from __future__ import annotations
+
+import random
+from typing import get_args
+
+import msgspec
+import pytest
+from problems import make_problem, plan_of, random_plan, with_busy_network, with_heads, with_transformer
+
+from greentrain.cost import estimate, stage_traffic
+from greentrain.objective import Problem
+from greentrain.parallel.data import gradient_sum_s
+from greentrain.parallel.network import Handled, handled_bytes, handling_s
+from greentrain.plan import Plan, Sharing
+from greentrain.planners.candidate import Part
+from greentrain.sharing import Direction
+from greentrain.simulator import simulate
+
+_WAYS: tuple[Direction, ...] = ("forward", "backward")
+PROBLEM = make_problem(2, devices=2, layers=2, batch=8, micro_batches=(4,))
+
+
+def _busy(problem: Problem, **seconds: float) -> Problem:
+    devices = tuple(
+        msgspec.structs.replace(device, network_s_per_byte=seconds.get(device.id)) for device in problem.cluster.devices
+    )
+    return msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, devices=devices))
+
+
+def test_bytes_that_a_device_handles() -> None:
+    first, second = PROBLEM.model.layers
+    assert handled_bytes((first, second), 0, 1, "samples", "forward") == Handled(first.activation_bytes, 0)
+    assert handled_bytes((first, second), 1, 2, "samples", "backward") == Handled(first.gradient_bytes, 0)
+    assert handled_bytes((first, second), 0, 2, "samples", "forward") == Handled(0, 0)
+    split = with_heads(PROBLEM, plain_layers=1).model.layers
+    # The first layer is computed whole and hands its hidden state to the second, split one; four rings in that one,
+    # and whole tokens in front of the loss: of each ring a device sends and receives all but its own part.
+    rings = 2 * (4 * second.activation_bytes + second.activation_bytes)
+    assert handled_bytes(split, 0, 2, "tensor_sequence", "forward") == Handled(-rings, rings)
+    entering = first.activation_bytes
+    assert handled_bytes(split, 1, 2, "tensor_sequence", "forward") == Handled(entering - rings, rings)
+    assert handled_bytes(split, 1, 2, "tensor", "forward").all == entering + 2 * 4 * second.activation_bytes
+    assert handling_s(PROBLEM.cluster.devices[0], Handled(1, 1), 4, 4) == 0
+
+
+def test_bytes_handled_by_a_group_are_its_traffic() -> None:
+    """Of first stages: what enters a stage may have been sent to several of its devices, and is handled once."""
+    rng = random.Random(3)
+    seen: set[str] = set()
+    for seed in range(60):
+        problem = make_problem(seed, devices=4, layers=5, batch=16, micro_batches=(4,))
+        problem = with_transformer(problem, rng, heads=6, sequence=12)
+        plan = random_plan(problem, rng, sharings=get_args(Sharing))
+        if any(stage.sharing != "samples" for stage in plan.stages[1:]):
+            continue
+        stage = plan.stages[0]
+        seen.add(stage.sharing)
+        rows = [stage.work_rows(at, plan.micro_batch) for at in range(len(stage.devices))]
+        handled = sum(
+            found.own * own + found.all * plan.micro_batch
+            for own in rows
+            for way in _WAYS
+            for found in [handled_bytes(problem.model.layers, stage.start, stage.stop, stage.sharing, way)]
+        )
+        traffic = stage_traffic(plan, 0, problem.cluster)
+        summed = 4 * (len(rows) - 1) * stage.sum_bytes
+        moved = (sum(one.sent_bytes + one.received_bytes for one in traffic) - summed) / plan.micro_batches_n
+        assert handled == pytest.approx(moved, rel=1e-9, abs=1e-3)
+    assert seen == set(get_args(Sharing))
+
+
+def _group(problem: Problem) -> Plan:
+    return plan_of(problem, 4, [Part(0, 2, ("d0", "d1"), (3, 1), ("p0", "p0"))])
+
+
+def test_the_busiest_processor_can_hold_up_a_sum() -> None:
+    whole = sum(layer.param_bytes for layer in PROBLEM.model.layers)
+    wire_s = gradient_sum_s(PROBLEM.cluster, ("d0", "d1"), whole)
+    assert gradient_sum_s(_busy(PROBLEM, d0=1e-12).cluster, ("d0", "d1"), whole) == wire_s
+    slow = _busy(PROBLEM, d0=1e-9, d1=1e-3)
+    # Each of two devices sends the whole sum once and receives it once.
+    assert gradient_sum_s(slow.cluster, ("d0", "d1"), whole) == pytest.approx(2 * whole * 1e-3)
+    before, after = estimate(_group(PROBLEM), PROBLEM), estimate(_group(slow), slow)
+    assert after.step_s - before.step_s == pytest.approx(2 * whole * 1e-3 - wire_s)
+    assert after.busy_s == before.busy_s
+
+
+def test_passes_take_longer_but_compute_no_more() -> None:
+    parts = [Part(0, 1, ("d0",), (4,), ("p0",)), Part(1, 2, ("d1",), (4,), ("p0",))]
+    slow = _busy(PROBLEM, d0=1e-6)
+    before, after = (estimate(plan_of(problem, 4, parts), problem) for problem in (PROBLEM, slow))
+    layer = PROBLEM.model.layers[0]
+    # Two micro-batches of four rows; at most all of it is waited for.
+    most_s = 8 * (layer.activation_bytes + layer.gradient_bytes) * 1e-6
+    assert 0 < after.step_s - before.step_s <= most_s * (1 + 1e-9)
+    assert after.busy_s == before.busy_s
+    assert after.energy_j["d0"]["compute"] == before.energy_j["d0"]["compute"]
+
+
+def test_formula_and_simulator_agree() -> None:
+    rng = random.Random(5)
+    errors: list[float] = []
+    for seed in range(120):
+        problem = make_problem(seed, devices=4, layers=5, batch=16, micro_batches=(4, 8))
+        problem = with_busy_network(with_heads(problem, heads=6, sequence=12, plain_layers=seed % 2), rng)
+        plan = random_plan(problem, rng, sharings=get_args(Sharing))
+        rows = simulate(plan, problem)
+        end_s = max(row.t_start_s + row.duration_s for row in rows)
+        errors.append(abs(estimate(plan, problem).step_s / end_s - 1))
+        if len(plan.stages) == 1:
+            assert errors[-1] == pytest.approx(0, abs=1e-9)
+    assert sum(errors) / len(errors) <= 0.02, sum(errors) / len(errors)
