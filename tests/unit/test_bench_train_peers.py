@@ -16,7 +16,7 @@ def test_ratios_are_medians_of_pairs() -> None:
     assert lines[1].startswith("data, batch 12, micro-batch 3")
     own, ddp = lines[2].split(), lines[3].split()
     assert own[:3] == ["greentrain", "data", "100.0"]
-    assert own[-1] == "1.000"
+    assert own[-1] == "110.0)"
     assert ddp[:2] == ["ddp", "80.0"]
     assert ddp[-1] == "1.250"
 

@@ -43,6 +43,13 @@ _METHODS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "greentrain pipeline": ("pipeline", ()),
     "1f1b": ("pipeline", None),
 }
+# What of greentrain does the same as each of torch's.
+_COUNTERPARTS = {
+    "ddp": "greentrain data",
+    "ddp-fp16": "greentrain data, fp16",
+    "ddp-powersgd": "greentrain data, powersgd",
+    "1f1b": "greentrain pipeline",
+}
 # Rounds before caches are warm and buffers allocated.
 _WARM_UP_N = 3
 _TIMEOUT_S = 1200.0
@@ -168,10 +175,9 @@ def _train_peer(bench: _Bench, method: str, planner: str, repetition: int) -> li
 
 
 def table(found: Mapping[str, Sequence[float]], plans: Mapping[str, Plan], where: str) -> str:
-    """Samples per second of each method, and greentrain's over it: medians over the repetitions, with their range."""
+    """Samples per second of each method, and greentrain's way of the same over it: medians over the repetitions."""
     lines = [f"{where}: samples/s, median (least to most) of {max(len(row) for row in found.values())} repetitions"]
     for planner, plan in plans.items():
-        own = next((name for name in found if _METHODS[name] == (planner, ())), None)
         lines.append(
             f"{parallelism_name(plan)}, batch {plan.batch}, micro-batch {plan.micro_batch}, layers "
             + " ".join(f"{stage.start}-{stage.stop}" for stage in plan.stages)
@@ -179,7 +185,8 @@ def table(found: Mapping[str, Sequence[float]], plans: Mapping[str, Plan], where
         for name, values in found.items():
             if _METHODS[name][0] == planner:
                 middle = statistics.median(values)
-                ratio = f"  greentrain × {_ratio(found[own], values):7.3f}" if own is not None else ""
+                own = found.get(_COUNTERPARTS.get(name, ""))
+                ratio = f"  greentrain × {_ratio(own, values):.3f}" if own is not None else ""
                 lines.append(f"  {name:30} {middle:9.1f} ({min(values):.1f} to {max(values):.1f}){ratio}")
     return "\n".join(lines) + "\n"
 
