@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from greentrain._checks import require, require_id, require_positive
+from greentrain._checks import require, require_id, require_non_negative, require_positive
 from greentrain.cluster import Cluster, Link, Medium
 from greentrain.device import Device
 from greentrain.errors import UsageError
@@ -94,6 +94,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         cpus: Processors the worker may use, such as ``0`` or ``0-1,3``.
         quota_percent: CPU quota of a local worker in percent of one core (needs root): a slower worker.
         memory: Memory that training may use, in place of the profile's.
+        network_s_per_byte: Seconds in which its processor is busy with every byte that it sends or receives.
     """
 
     id: str
@@ -109,6 +110,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cpus: str | None = None
     quota_percent: float | None = None
     memory: str | None = None
+    network_s_per_byte: float | None = None
 
     def __post_init__(self) -> None:
         require_id(self.id, what="id")
@@ -116,6 +118,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             (self.profile is None) != (self.kind is None), f"device {self.id!r} needs exactly one of profile and kind"
         )
         require_positive(quota_percent=self.quota_percent)
+        require_non_negative(network_s_per_byte=self.network_s_per_byte)
         require(self.quota_percent is None or self.launch == "local", "quota_percent needs launch = 'local'")
         require(self.threads is None or self.threads >= 1, "threads must be at least 1")
         require(
@@ -207,6 +210,8 @@ def build_cluster(file: ClusterFile, *, path: Path, resolve: Callable[[DeviceEnt
 
 def _device(entry: DeviceEntry, index: int, path: Path, resolve: Callable[[DeviceEntry], Device]) -> Device:
     device = msgspec.structs.replace(resolve(entry), id=entry.id)
+    if entry.network_s_per_byte is not None:
+        device = msgspec.structs.replace(device, network_s_per_byte=entry.network_s_per_byte)
     if entry.memory is None:
         return device
     where = f"{path}: field device[{index}].memory"

@@ -27,6 +27,9 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         provenance: Where the figures come from; its meter and source are those of the joules.
         tx_j_per_byte: Joules of src above idle per byte sent; None where no meter could tell them from idle.
         rx_j_per_byte: Joules of src above idle per byte received; None likewise.
+        tx_busy_s_per_byte: Processor seconds of src per byte sent, over the cores that it may use; None where nobody
+            measured them.
+        rx_busy_s_per_byte: The same per byte received; on slow links every packet wakes the receiver.
     """
 
     src: str
@@ -37,6 +40,8 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     provenance: Provenance
     tx_j_per_byte: float | None = None
     rx_j_per_byte: float | None = None
+    tx_busy_s_per_byte: float | None = None
+    rx_busy_s_per_byte: float | None = None
 
     def __post_init__(self) -> None:
         require_id(self.src, what="device id")
@@ -46,8 +51,16 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             upload_bytes_per_s=self.upload_bytes_per_s, download_bytes_per_s=self.download_bytes_per_s
         )  # fmt: skip
         require_non_negative(
-            latency_s=self.latency_s, tx_j_per_byte=self.tx_j_per_byte, rx_j_per_byte=self.rx_j_per_byte
+            latency_s=self.latency_s, tx_j_per_byte=self.tx_j_per_byte, rx_j_per_byte=self.rx_j_per_byte,
+            tx_busy_s_per_byte=self.tx_busy_s_per_byte, rx_busy_s_per_byte=self.rx_busy_s_per_byte,
         )  # fmt: skip
+
+    @property
+    def busy_s_per_byte(self) -> float | None:
+        """Seconds in which src is busy per byte that it moves, one way as often as the other; None: not measured."""
+        if self.tx_busy_s_per_byte is None or self.rx_busy_s_per_byte is None:
+            return None
+        return (self.tx_busy_s_per_byte + self.rx_busy_s_per_byte) / 2
 
 
 def write_link_profile(folder: Path, profile: LinkProfile) -> Path:

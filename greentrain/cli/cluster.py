@@ -130,6 +130,7 @@ def _init(
     parse_quantity(bandwidth, "bandwidth", where="--bandwidth", minimum=1.0)
     parse_quantity(latency, "time", where="--latency")
     measured = _measured(profiles, output.parent, lab, dict(_parse_local(text) for text in settings))
+    measured = _with_network(measured, profiles)
     entries = (*measured, *_planned(added, taken={entry.id for entry in measured}))
     if not entries:
         raise UsageError(
@@ -183,6 +184,26 @@ def _measured_links(profiles: Path, known: set[str]) -> tuple[LinkEntry, ...]:
                 both_ways=False,
             )  # fmt: skip
     return tuple(entries.values())
+
+
+def _with_network(entries: tuple[DeviceEntry, ...], profiles: Path) -> tuple[DeviceEntry, ...]:
+    """The entries with what a byte costs their processors, as ``greentrain measure --link`` found it; dearest link."""
+    found: dict[str, float] = {}
+    for link in link_profiles(profiles):
+        if link.busy_s_per_byte is not None:
+            found[link.src] = max(link.busy_s_per_byte, found.get(link.src, 0.0))
+    lacking = [entry.id for entry in entries if entry.id not in found]
+    if found and lacking:
+        say(
+            f"Remark: what the network costs the processor of {', '.join(lacking)} is not known and priced as nothing. "
+            f"Run greentrain measure --link there."
+        )
+    return tuple(
+        msgspec.structs.replace(entry, network_s_per_byte=float(f"{found[entry.id]:.4g}"))
+        if entry.id in found
+        else entry
+        for entry in entries
+    )
 
 
 def _per_byte(energy_j: float | None) -> str:
@@ -308,7 +329,7 @@ def _render(file: ClusterFile) -> str:
     for entry in file.device:
         lines += ["", "[[device]]"]
         for field in msgspec.structs.fields(entry):
-            value: str | int | None = getattr(entry, field.name)
+            value: str | float | None = getattr(entry, field.name)
             if value is not None and value != field.default:
                 lines.append(f"{field.name} = {_quoted(value) if isinstance(value, str) else value}")
     for link in file.links:

@@ -58,6 +58,12 @@ def test_a_measured_link_reaches_the_cluster(
     assert run("cluster", "init", "--force", "--bandwidth", "1Mbit") == 0
     _, cluster = load_cluster(Path("cluster.toml"))
     assert cluster.link("near", "far").bandwidth_bytes_per_s == pytest.approx(found.upload_bytes_per_s, rel=1e-3)
+    # The processor of the device that measured is busy with every byte; nobody knows of the others.
+    assert found.busy_s_per_byte is not None
+    assert found.busy_s_per_byte == told["busy_s_per_byte"] > 0
+    assert cluster.device("near").network_s_per_byte == pytest.approx(found.busy_s_per_byte, rel=1e-3)
+    assert cluster.device("far").network_s_per_byte is None
+    assert "what the network costs the processor of far, other is not known" in capfd.readouterr().err
     assert cluster.link("far", "near").bandwidth_bytes_per_s == pytest.approx(found.download_bytes_per_s, rel=1e-3)
     assert cluster.link("far", "near").latency_s == pytest.approx(found.latency_s, rel=1e-3)
     assert cluster.link("near", "other").bandwidth_bytes_per_s == 125e3
