@@ -42,6 +42,11 @@ def load_workload(name: str) -> Workload:
     """
     if is_file_spec(name):
         return _from_file(name)
+    if "." in name:
+        from greentrain.workloads.adapters.named import is_adapter_name, named_workload
+
+        if is_adapter_name(name):
+            return named_workload(name)
     if name not in workload_names():
         known = "\n".join(f"    {known:16} {_named(known).description}" for known in workload_names())
         raise UsageError(
