@@ -75,23 +75,24 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return f"{text}:{self.bytes}" if self.bytes else text
 
 
-def lower(plan: Plan) -> dict[str, list[Action]]:
+def lower(plan: Plan, *, forward_only: bool = False) -> dict[str, list[Action]]:
     """Turn a plan into the actions of one round, per device, in the order of execution.
 
     1F1B: a stage first computes as many forwards as it may hold in flight, then alternates backward
     and forward. Between groups with different shares every pair moves just what both hold (M-to-N), all tensors
     of the cut in one message. Where a group shares work inside a sample, F and B are actions of the whole group
     and carry the bytes that the device itself sends and receives in the group's rings, and AR sums only those
-    gradients that :mod:`greentrain.sharing` names, which also says who holds what at a cut.
+    gradients that :mod:`greentrain.sharing` names, which also says who holds what at a cut. For inference
+    (``forward_only``) there are the forward passes and their transfers only.
     """
     return {
-        device: _device_actions(plan, index, position)
+        device: _device_actions(plan, index, position, forward_only=forward_only)
         for index, stage in enumerate(plan.stages)
         for position, device in enumerate(stage.devices)
     }
 
 
-def _device_actions(plan: Plan, index: int, position: int) -> list[Action]:
+def _device_actions(plan: Plan, index: int, position: int, *, forward_only: bool) -> list[Action]:
     stage = plan.stages[index]
     before = plan.stages[index - 1] if index > 0 else None
     after = plan.stages[index + 1] if index + 1 < len(plan.stages) else None
@@ -105,10 +106,12 @@ def _device_actions(plan: Plan, index: int, position: int) -> list[Action]:
             actions += seat.transfers("RF", micro, before, inward and inward[0])
             actions.append(seat.action("F", micro))
             actions += seat.transfers("SF", micro, after, outward and outward[0])
-        else:
+        elif not forward_only:
             actions += seat.transfers("RB", micro, after, outward and outward[1])
             actions.append(seat.action("B", micro))
             actions += seat.transfers("SB", micro, before, inward and inward[1])
+    if forward_only:
+        return actions
     device = stage.devices[position]
     if stage.sum_bytes > 0:
         actions.append(Action(device=device, kind="AR", stage=index, micro_batch=0, bytes=stage.sum_bytes))

@@ -33,6 +33,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("greentrain.cli.simulate", "Timeline and joules of a plan before anything runs."),
     "train": ("greentrain.cli.train", "Run a plan; ledger, summary and model under runs/."),
     "finetune": ("greentrain.cli.finetune", "Fine-tune a pretrained model on your own texts, on your own devices."),
+    "infer": ("greentrain.cli.infer", "Answer requests with a plan: latency and joules of each."),
     "report": ("greentrain.cli.report", "CSV and one self-contained HTML of a run."),
     "lab": ("greentrain.cli.lab", "An emulated edge cluster on this Linux machine (root)."),
 }

@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 __all__ = [
     "RunOptions",
     "check_checkpoints",
+    "check_network",
+    "check_processors",
     "check_run_name",
+    "claim_folder",
     "launch_run",
     "runnable_entry",
     "stopped_by_signals",
     "whole_layers",
+    "worker_commands",
 ]
 
 
@@ -91,8 +95,8 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
     check_checkpoints(plan, options)
     file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
     entries = [runnable_entry(file, device) for device in plan.devices]
-    _check_network(entries)
-    _check_processors(entries, options.sysroot)
+    check_network(entries)
+    check_processors(entries, options.sysroot)
     with stopped_by_signals():
         return _launch(plan, problem, entries, options, quiet=quiet)
 
@@ -125,12 +129,12 @@ def _launch(
 
     simulated = simulate(plan, problem)
     price = to_estimate(simulated, plan, problem)
-    run, folder = _claim_folder(options.run, plan.model)
+    run, folder = claim_folder(options.run, plan.model)
     try:
         _check_space(folder, plan)
         write_plan_files(folder, plan, problem, simulated, options.plan_path)
         send_run_files(entries, folder, options, problem.model.workload)
-        commands = _commands(plan, entries, folder, run, options)
+        commands = worker_commands("train", entries, folder, run, options, _train_words(options))
     except BaseException:
         # Nothing has started: the name is free again.
         shutil.rmtree(folder, ignore_errors=True)
@@ -187,7 +191,7 @@ def runnable_entry(file: ClusterFile, device: str) -> DeviceEntry:
     return entry
 
 
-def _check_network(entries: Sequence[DeviceEntry]) -> None:
+def check_network(entries: Sequence[DeviceEntry]) -> None:
     """Refuse workers that cannot reach each other: no route leads into a lab."""
     networks: dict[str, str] = {}
     for entry in entries:
@@ -200,7 +204,7 @@ def _check_network(entries: Sequence[DeviceEntry]) -> None:
         )
 
 
-def _check_processors(entries: Sequence[DeviceEntry], sysroot: Path) -> None:
+def check_processors(entries: Sequence[DeviceEntry], sysroot: Path) -> None:
     """Refuse local workers that share processors where no sensor sees the board.
 
     Each would be modelled with the idle power of the same processors: joules counted twice.
@@ -243,7 +247,7 @@ def _check_space(folder: Path, plan: Plan) -> None:
         )
 
 
-def _claim_folder(run: str | None, model: str) -> tuple[str, Path]:
+def claim_folder(run: str | None, model: str) -> tuple[str, Path]:
     """Make the run's folder; of two commands at once only one gets a name."""
     if run is not None:
         check_run_name(run)
@@ -261,9 +265,19 @@ def _claim_folder(run: str | None, model: str) -> tuple[str, Path]:
     raise UsageError(f"runs/{names[0]}: exists already.", hint="Choose another --run NAME; runs are never overwritten.")
 
 
-def _commands(
-    plan: Plan, entries: Sequence[DeviceEntry], folder: Path, run: str, options: RunOptions
+def worker_commands(
+    command: str, entries: Sequence[DeviceEntry], folder: Path, run: str, options: RunOptions, words: Sequence[str]
 ) -> list[WorkerCommand]:
+    """How to start one worker per device.
+
+    Args:
+        command: The subcommand that every worker runs.
+        entries: The devices, that of rank 0 first.
+        folder: Folder of the run, which holds its plan.
+        run: Name of the run.
+        options: The command's options.
+        words: Further arguments of every worker.
+    """
     from greentrain.cli._remote import REMOTE_CLUSTER, REMOTE_PROFILES
     from greentrain.runtime.launch import WorkerCommand
     from greentrain.runtime.network import free_port
@@ -277,13 +291,9 @@ def _commands(
             (str(options.cluster_path), str(options.profiles)) if host is None else (REMOTE_CLUSTER, REMOTE_PROFILES)
         )
         arguments = [
-            "train", str(folder / "plan.json"), "--as", entry.id, "--coordinator", coordinator, "--run", run,
-            "--cluster", cluster, "--profiles", profiles, "--seed", str(options.seed),
+            command, str(folder / "plan.json"), "--as", entry.id, "--coordinator", coordinator, "--run", run,
+            "--cluster", cluster, "--profiles", profiles, "--seed", str(options.seed), *words,
         ]  # fmt: skip
-        arguments += ["--epochs", str(options.epochs)] if options.epochs is not None else []
-        arguments += ["--rounds", str(options.rounds)] if options.rounds is not None else []
-        arguments += _recovery_arguments(options)
-        arguments += training_words(options.training, options.torch_device)
         env = {"GREENTRAIN_DEVICE_ID": entry.id}
         if entry.threads is not None:
             env["OMP_NUM_THREADS"] = str(entry.threads)
@@ -297,6 +307,12 @@ def _commands(
         log = folder / "logs" / f"{entry.id}.log"
         commands.append(WorkerCommand(device=entry.id, argv=argv, env=env, log=log))
     return commands
+
+
+def _train_words(options: RunOptions) -> list[str]:
+    found = ["--epochs", str(options.epochs)] if options.epochs is not None else []
+    found += ["--rounds", str(options.rounds)] if options.rounds is not None else []
+    return [*found, *_recovery_arguments(options), *training_words(options.training, options.torch_device)]
 
 
 def _recovery_arguments(options: RunOptions) -> list[str]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from greentrain.runtime.messages import Progress
     from greentrain.runtime.worker import Job, Recovering, Trained
 
-__all__ = ["work"]
+__all__ = ["address_of", "at_point", "make_job", "operating_point", "restrain", "work"]
 
 # Importing torch on a slow, throttled board takes minutes; the launcher sees dead workers at once anyway,
 # and a person is told who is missing.
@@ -73,7 +73,7 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     if device not in plan.devices and not options.recovery:
         raise UsageError(f"device {device!r} is not in the plan.", hint=f"It has: {', '.join(plan.devices)}.")
     check_checkpoints(plan, options)
-    coordinators = [_address(text) for text in coordinator.split(",")]
+    coordinators = [address_of(text) for text in coordinator.split(",")]
     run = options.run or f"{plan.model}-manual"
     check_run_name(run)
     folder = Path("runs") / run
@@ -81,8 +81,8 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
     entry = runnable_entry(file, device)
     price = to_estimate(simulate(plan, problem), plan, problem)
-    _restrain(entry)
-    job = _job(plan, problem, options, entry, folder, run, price, *coordinators[0], launched=launched)
+    restrain(entry)
+    job = make_job(plan, problem, options, entry, folder, run, price, *coordinators[0], launched=launched)
     if _can_recover(plan, device, options):
         job = replace(job, recovering=_recovering(job, file, problem, options, coordinators))
     with stopped_by_signals():
@@ -142,7 +142,7 @@ def _train(
 
     started_utc = utc_now()
     plan, folder = job.plan, job.run_dir
-    meter = open_named(entry.meter, sysroot=options.sysroot, device=_at_point(job, problem, options))
+    meter = open_named(entry.meter, sysroot=options.sysroot, device=at_point(job, problem, options))
 
     def keep(trained: Trained) -> None:
         if not (folder / "plan.json").exists():
@@ -150,7 +150,7 @@ def _train(
         cluster = _with_joined(problem.cluster, trained, options)
         write_run(folder, job, trained, cluster, price, package_versions(), started_utc)
 
-    with _operating_point(job, options.sysroot, meter.name), Sampler(meter) as sampler:
+    with operating_point(job, options.sysroot, meter.name), Sampler(meter) as sampler:
         return train(job, sampler, report, say, keep) is not None
 
 
@@ -160,7 +160,7 @@ def _point(job: Job) -> str:
     return CURRENT_POINT if stage is None else stage.points[stage.devices.index(job.device)]
 
 
-def _at_point(job: Job, problem: Problem, options: RunOptions) -> Device:
+def at_point(job: Job, problem: Problem, options: RunOptions) -> Device:
     """This device with only the power curve of its operating point, for a meter that models."""
     point = _point(job)
     if job.device not in job.plan.devices:
@@ -171,7 +171,7 @@ def _at_point(job: Job, problem: Problem, options: RunOptions) -> Device:
     return msgspec.structs.replace(device, points=tuple(known for known in device.points if known.name == point))
 
 
-def _operating_point(job: Job, sysroot: Path, meter: str) -> contextlib.AbstractContextManager[object]:
+def operating_point(job: Job, sysroot: Path, meter: str) -> contextlib.AbstractContextManager[object]:
     """Hold the plan's operating point while training; the present one needs no control.
 
     Raises:
@@ -199,7 +199,7 @@ def _holding(control: Control, point: str) -> Generator[None, None, None]:
         yield
 
 
-def _job(
+def make_job(
     plan: Plan, problem: Problem, options: RunOptions, entry: DeviceEntry, folder: Path, run: str, price: Estimate,
     host: str, port: int, *, launched: bool,
 ) -> Job:  # fmt: skip
@@ -339,7 +339,7 @@ def _check_absent(path: Path) -> None:
         )
 
 
-def _restrain(entry: DeviceEntry) -> None:
+def restrain(entry: DeviceEntry) -> None:
     """Keep this worker to its processors and threads."""
     import torch
 
@@ -352,7 +352,7 @@ def _restrain(entry: DeviceEntry) -> None:
         torch.set_num_threads(entry.threads)
 
 
-def _address(text: str) -> tuple[str, int]:
+def address_of(text: str) -> tuple[str, int]:
     host, separator, port = text.rpartition(":")
     if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"--coordinator is {text!r}, expected HOST:PORT.", hint="For example 192.168.1.20:29500.")

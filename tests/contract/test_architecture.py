@@ -185,7 +185,8 @@ def test_light_imports(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["doctor", "meter", "measure", "models", "cluster", "schedule", "simulate", "train", "report", "lab"]
+    "command",
+    ["doctor", "meter", "measure", "models", "cluster", "schedule", "simulate", "train", "infer", "report", "lab"],
 )
 def test_help_of_every_command_is_light(command: str) -> None:
     ended = f"try: main(['{command}', '--help'])\nexcept SystemExit as end: assert end.code == 0"

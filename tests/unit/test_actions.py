@@ -225,3 +225,14 @@ def test_random_ways_to_share_can_be_executed() -> None:
             copies = len(second.devices) if second.sharing == "tensor" else 1
             assert arrived == copies * plan.micro_batch * first.output_bytes
     assert seen == set(get_args(Sharing))
+
+
+def test_forward_only_leaves_out_gradients_and_updates() -> None:
+    for plan in _plans(40):
+        trained, answered = lower(plan), lower(plan, forward_only=True)
+        validate(answered)
+        for device, actions in answered.items():
+            kept = [action for action in trained[device] if action.kind in ("F", "SF", "RF")]
+            assert sorted(map(str, actions)) == sorted(map(str, kept))
+            forwards = [action.micro_batch for action in actions if action.kind == "F"]
+            assert forwards == list(range(plan.micro_batches_n))

@@ -134,7 +134,7 @@ def test_a_worker_never_writes_over_an_earlier_run(written: str, greentrain: Com
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker changes its process: here it is the tests' own, and it is impatient."""
     monkeypatch.setattr(work_module, "_REACH_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(work_module, "_restrain", str)
+    monkeypatch.setattr(work_module, "restrain", str)
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
