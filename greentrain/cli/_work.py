@@ -70,8 +70,6 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     launched = end_with_launcher()
     # Its warnings are source places and stacks; what matters comes as an error.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    if device not in plan.devices and not options.recovery:
-        raise UsageError(f"device {device!r} is not in the plan.", hint=f"It has: {', '.join(plan.devices)}.")
     check_checkpoints(plan, options)
     coordinators = [address_of(text) for text in coordinator.split(",")]
     run = options.run or f"{plan.model}-manual"
@@ -79,6 +77,9 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     folder = Path("runs") / run
     _check_unfinished(folder)
     file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
+    # With recovery any device of the cluster may join a run that goes on.
+    if device not in (plan.devices if not options.recovery else [entry.id for entry in file.device]):
+        raise UsageError(f"device {device!r} is not in the plan.", hint=f"It has: {', '.join(plan.devices)}.")
     entry = runnable_entry(file, device)
     price = to_estimate(simulate(plan, problem), plan, problem)
     restrain(entry)

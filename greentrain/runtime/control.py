@@ -362,12 +362,20 @@ class Control:
 
 
 def ask(address: Address, payload: bytes, *, timeout_s: float) -> bytes | None:
-    """Ask a control plane one question; None where none answers in time."""
+    """Ask a control plane one question; None where there is none.
+
+    Raises:
+        TimeoutError: Something listens there that does not answer in time.
+    """
     try:
-        with _dialled(address, timeout_s) as connection:
-            return _exchange(connection, b"Q", payload)
+        connection = _dialled(address, timeout_s)
     except OSError:
         return None
+    with connection:
+        try:
+            return _exchange(connection, b"Q", payload)
+        except ConnectionError:
+            return None
 
 
 def _look(address: Address) -> Fate | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -38,6 +39,8 @@ __all__ = ["Change", "Crew", "ExcludedError", "Life", "State"]
 
 _CONNECT_S = 3.0
 _ASK_S = 1.0
+# A port may belong to a program that never answers.
+_SILENT_N = 5
 
 
 class ExcludedError(RunError):
@@ -158,6 +161,16 @@ class Crew:
                 hint="Every device must reach every other: check their firewalls.",
             )
 
+    def start_over(self) -> None:
+        """Be no member any more, and ready to ask to be taken again."""
+        with self._turn:
+            self._membership = Membership(self.device, self._membership.layers_n, -1, ())
+            self._form = self._excluded = None
+            self._abort = None
+            self._readies.clear()
+            self.paused = False
+        self._control.connect({}, timeout_s=0.1)
+
     def watch(self, abort: Callable[[], None]) -> None:
         """Call ``abort`` from another thread when the rounds of this generation are over."""
         with self._turn:
@@ -246,10 +259,14 @@ class Crew:
         """
         question = encode(Wish(hello=self.hello, member=self._member))
         told = False
+        silent_n = 0
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            answers = _ask_all(addresses, question)
+            answers, silent = _ask_all(addresses, question)
             running = [answer for answer in answers if answer.runs]
+            if silent and not running and silent_n < _SILENT_N:
+                silent_n += 1
+                continue  # Somebody is there, but busy.
             if not running and not told:
                 return None
             for answer in running:
@@ -321,7 +338,7 @@ class Crew:
         """Compose and tell the new generation; None where it is out of date already."""
         with self._turn:
             asked = [wish for device, wish in self._wishes.items() if device not in decision.devices]
-        wishes = tuple(wish for wish in asked if ask(_address(wish.member), b"?", timeout_s=_ASK_S) is not None)
+        wishes = tuple(wish for wish in asked if _reaches(_address(wish.member), b"?"))
         form = compose(decision, wishes)
         with self._turn:
             if any(device in self._membership.lost for device in decision.devices):
@@ -333,7 +350,7 @@ class Crew:
         for wish in asked:
             device = wish.member.device
             told = form if device in taken else Excluded(generation=form.generation, reason="the plan does without it")
-            ask(_address(wish.member), encode(told), timeout_s=_ASK_S)
+            _reaches(_address(wish.member), encode(told))
         return form
 
     def _enter(self, form: Form) -> None:
@@ -502,17 +519,24 @@ def _addresses(members: Iterable[Member]) -> dict[str, Address]:
     return {member.device: _address(member) for member in members}
 
 
-def _ask_all(addresses: Sequence[Address], question: bytes) -> list[Answer]:
-    """Ask all at once; some hosts may be off, and take their time to be silent."""
+def _ask_all(addresses: Sequence[Address], question: bytes) -> tuple[list[Answer], bool]:
+    """Ask all at once; some hosts may be off, and take their time to be silent.
+
+    Returns:
+        The answers, and whether somebody is there who did not answer.
+    """
     found: list[Answer] = []
+    silent: list[Address] = []
 
     def one(address: Address) -> None:
-        reply = ask(address, question, timeout_s=_ASK_S)
-        if reply:
-            try:
-                answer = decode(reply)
-            except msgspec.MsgspecError:
-                return
+        try:
+            reply = ask(address, question, timeout_s=_ASK_S)
+            answer = None if reply is None else decode(reply)
+        except TimeoutError:
+            silent.append(address)
+        except msgspec.MsgspecError:
+            return
+        else:
             if isinstance(answer, Answer):
                 found.append(answer)
 
@@ -520,5 +544,12 @@ def _ask_all(addresses: Sequence[Address], question: bytes) -> list[Answer]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=2 * _ASK_S)
-    return list(found)
+        thread.join(timeout=3 * _ASK_S)
+    return list(found), bool(silent)
+
+
+def _reaches(address: Address, payload: bytes) -> bool:
+    """Whether somebody who waits there has heard."""
+    with contextlib.suppress(TimeoutError):
+        return ask(address, payload, timeout_s=_ASK_S) is not None
+    return False

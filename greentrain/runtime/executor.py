@@ -203,12 +203,20 @@ class Executor:
             if update:
                 if self.commit is not None:
                     self.commit(self._round.loss)
-                if not self._round.overflowed:
-                    self.optimizer.step()
+                self.update()
         else:
             assert self.group is not None
             with self.group.talking():
                 self._communicate(action)
+
+    def close(self) -> None:
+        """End its thread. Call when another takes its place."""
+        self._courier.close()
+
+    def update(self) -> None:
+        """The optimizer's step of the present round, unless its gradients have overflowed."""
+        if not self._round.overflowed:
+            self.optimizer.step()
 
     def _prepare_update(self, update: Action) -> list[TimedAction]:
         """Take the loss scale out of the gradients and clip them, both by the norm of the whole model's gradient.

@@ -159,17 +159,13 @@ def merge_rank_ledgers(run_dir: Path) -> tuple[list[LedgerRow], tuple[str, ...]]
 
 def members_of_rounds(rows: Iterable[LedgerRow], ranks_n: int) -> dict[int, int]:
     """How many ranks took part in each round: all, unless some were lost or joined while the run went on."""
-    steps: defaultdict[int, set[int]] = defaultdict(set)
+    found: Counter[int] = Counter()
     changed = False
     for row in rows:
         changed = changed or row.action == "recovery"
-        if row.action == "step":
-            steps[row.rank].add(row.step)
-    rounds = set().union(*steps.values())
-    if not changed:
-        return dict.fromkeys(rounds, ranks_n)
-    spans = {rank: (min(own), max(own)) for rank, own in steps.items()}
-    return {number: sum(first <= number <= last for first, last in spans.values()) for number in rounds}
+        found[row.step] += row.action == "step"
+    # Then a round that anybody has done was done by all who took part: nobody updates before all are ready.
+    return {number: count if changed else ranks_n for number, count in found.items() if count > 0}
 
 
 def complete_rounds(rows: Sequence[LedgerRow], ranks_n: int) -> int:

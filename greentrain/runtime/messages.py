@@ -8,6 +8,7 @@ import msgspec
 
 from greentrain.ledger import LedgerRow
 from greentrain.power import Source
+from greentrain.summary import Recovery
 
 __all__ = ["PEERS_LOST", "Digest", "Progress", "RankResult", "rank_ledger_path", "rank_ledger_paths"]
 
@@ -53,6 +54,7 @@ class RankResult(msgspec.Struct, frozen=True, kw_only=True):
         generation: The one in which it came.
         undone_from: Where it was lost: the first round that the others did again.
         gone: What it knows of devices that were lost.
+        recoveries: The changes of the devices that it saw.
     """
 
     device: str
@@ -69,6 +71,7 @@ class RankResult(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     undone_from: int | None = None
     gone: tuple[RankResult, ...] = ()
+    recoveries: tuple[Recovery, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -15,13 +16,14 @@ from greentrain.runtime.backups import Backups, needs_backups
 from greentrain.runtime.checkpoints import load_layers
 from greentrain.runtime.crew import Crew
 from greentrain.runtime.crew import State as Rest
+from greentrain.runtime.devices import torch_device
 from greentrain.runtime.executor import Executor
 from greentrain.runtime.group import Links, RunGroup, form, open_store
 from greentrain.runtime.job import Job
 from greentrain.runtime.membership import Decision
 from greentrain.runtime.network import free_port
 from greentrain.runtime.split_layer import stage_blocks
-from greentrain.runtime.states import Copies, State, layer_of, moves_of, put, take, travel
+from greentrain.runtime.states import Copies, State, decode, encode, layer_of, moves_of, put, take, travel
 from greentrain.runtime.wire import Digest, Form, Holding, Wish
 from greentrain.summary import Recovery
 from greentrain.workloads.workload import TensorSpec, block_outputs, structure_sha256
@@ -80,7 +82,16 @@ class StageMaker:
             incoming=self._outputs_L[stage.start - 1] if index > 0 else (),
             outgoing=self._outputs_L[stage.stop - 1],
             group=None,
+            options=self._job.options,
+            torch_device=torch_device(self._job.torch_device),
         )
+
+    def warm_up(self) -> None:
+        """Have torch import all that a round needs: seconds on a slow board, in which it answers nobody."""
+        parameter = nn.Parameter(torch.zeros(1))
+        parameter.grad = torch.zeros(1)
+        self._job.workload.make_optimizer([parameter]).step()
+        decode(encode({"0.warm": parameter}))
 
     def origin(self, start: int, stop: int) -> State:
         """The tensors before the first round: of the seed, or of the checkpoint that the run goes on from."""
@@ -148,6 +159,7 @@ class Session:
             stage = stage_of(self.plan, self.job.device)
             put(executor, stage.start, self.maker.origin(stage.start, stage.stop))
         self._settle(group, executor)
+        self.job.course.begin(executor, group)
 
     def before_round(self) -> int:
         """Go on with the copies of stages that one device holds; returns the bytes that travelled."""
@@ -199,9 +211,21 @@ class Session:
         own = self._at(found.round, stage.start, stage.stop)
         executor = self.maker.executor(found.plan, self.job.device, self._executor)
         put(executor, stage.start, {**own, **arrived})
+        if self._executor is not None:
+            self._executor.close()
         self.plan, self.done, self.ready = found.plan, found.round, False
         self._copies.drop(after=found.round)
         self._settle(group, executor)
+
+    def forget(self) -> None:
+        """Give up the place and all copies: others have gone on."""
+        if self._group is not None:
+            self._group.close()
+        if self._executor is not None:
+            self._executor.close()
+        self.ready, self.digest = False, None
+        self._executor = self._group = self._backups = self._server = None
+        self._copies.kept.clear()
 
     def close(self) -> None:
         """Leave the group and the crew."""
@@ -233,7 +257,7 @@ class Session:
     def _roll_forward(self, found: Form) -> None:
         """Apply the last update where others have: this device's gradients are complete."""
         if self.ready and found.reached == self.done + 1:
-            self.executor.optimizer.step()
+            self.executor.update()
             self.done += 1
         self.ready = False
 

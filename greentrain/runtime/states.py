@@ -67,6 +67,8 @@ def put(executor: Executor, start: int, state: Mapping[str, Tensor]) -> None:
             prefix = f"{name}|"
             kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             if kept:
+                # A count of steps stays where it is.
+                kept = {key: value.to(parameter.device) if value.dim() else value for key, value in kept.items()}
                 executor.optimizer.state[parameter] = kept
 
 

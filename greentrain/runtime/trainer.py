@@ -23,6 +23,7 @@ from greentrain.power import Source
 from greentrain.reading import EnergyRecorder
 from greentrain.runtime.checkpoints import CheckpointPart, Checkpoints
 from greentrain.runtime.executor import TimedAction
+from greentrain.runtime.forward import random_seed
 from greentrain.runtime.group import PeersLostError
 from greentrain.runtime.job import Job
 from greentrain.runtime.messages import Digest, Progress, RankResult, rank_ledger_path
@@ -51,16 +52,17 @@ class RoundRows:
         self._data = job.data
         self._order = order
 
-    def _chosen(self, micro_batch: int) -> np.ndarray:
+    def chosen(self, micro_batch: int) -> np.ndarray:
+        """Indices of the samples of this device's rows."""
         start = micro_batch * self._size
         return self._order[start + self._first : start + self._last]
 
     def inputs(self, micro_batch: int) -> Tensors:
-        chosen = self._chosen(micro_batch)
+        chosen = self.chosen(micro_batch)
         return tuple(torch.from_numpy(array[chosen]) for array in self._data.train_inputs)
 
     def targets(self, micro_batch: int) -> Tensor:
-        return torch.from_numpy(self._data.train_targets[self._chosen(micro_batch)])
+        return torch.from_numpy(self._data.train_targets[self.chosen(micro_batch)])
 
 
 class _Energy(NamedTuple):
@@ -126,16 +128,14 @@ class Trainer:
             start_s = time.monotonic()
             moved_bytes = session.before_round()
             copied = None if moved_bytes == 0 else (start_s, time.monotonic() - start_s, moved_bytes)
-            # A workload that draws random numbers draws the same when a round is done again.
-            torch.manual_seed(job.seed * 1_000_003 + step * 1_009 + self.seat)
             rate = learning_rate_at(job.workload, step, job.rounds_n)
             commit = session.executor.commit
             if commit is not None:
                 session.executor.commit = self._noting(commit)
+            rows = RoundRows(job, session.plan, self._samples(step))
+            session.executor.observe = lambda micro, rows=rows: job.course.forwarded(rows.chosen(micro))
             try:
-                loss, timed = session.executor.run_round(
-                    RoundRows(job, session.plan, self._samples(step)), learning_rate=rate
-                )
+                loss, timed = session.executor.run_round(rows, learning_rate=rate, seed=random_seed(job.seed, step))
             finally:
                 session.executor.commit = commit
             if session.crew is None:
@@ -144,6 +144,9 @@ class Trainer:
             self._record(step, time.monotonic(), timed, copied)
             self._report(step, loss)
             self._checkpoint()
+            epoch, number = divmod(step, job.rounds_per_epoch)
+            if number == job.rounds_per_epoch - 1:
+                job.course.epoch_ended(epoch, session.executor, session.group)
         return self._end_s - session.begin_s
 
     def recover(self) -> bool:
@@ -172,10 +175,15 @@ class Trainer:
         )
 
     def joined(self, found: Form) -> None:
-        """This device has come into a run that goes on."""
-        self.session.begin_s = time.monotonic() - found.elapsed_s
+        """This device has come into a run that goes on, for the first time or again."""
+        now_s = time.monotonic()
+        if self.rows:
+            self._append([self._row("recovery", found.round, self._end_s, now_s - self._end_s,
+                                    energy=self._energy(self._end_s, now_s))])  # fmt: skip
+        else:
+            self.session.begin_s = now_s - found.elapsed_s
         self.session.recoveries = list(found.recoveries)
-        self._note(found, time.monotonic(), None)
+        self._note(found, None, None)
 
     def result(self, peak_bytes: int) -> RankResult:
         """What this device hands to the leader."""
@@ -194,6 +202,7 @@ class Trainer:
             recovery_j=self._recovery_j,
             generation=self._generation,
             gone=() if crew is None else tuple(self._gone()),
+            recoveries=tuple(self.session.recoveries),
         )
 
     def close(self) -> None:
@@ -213,7 +222,7 @@ class Trainer:
         job = self.job
         epoch, number = divmod(step, job.rounds_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng((job.seed, epoch)).permutation(len(job.data.train_targets))
+            order = job.course.order(job.seed, epoch, len(job.data.train_targets))
             self._order = epoch, order
         return self._order[1][number * job.plan.batch : (number + 1) * job.plan.batch]
 
@@ -299,11 +308,12 @@ class Trainer:
         self.session.digest = None
         self._note(found, since_s, silent_s)
 
-    def _note(self, found: Form, since_s: float, silent_s: float | None) -> None:
+    def _note(self, found: Form, since_s: float | None, silent_s: float | None) -> None:
         """Remember the change, and tell whoever watches."""
         session = self.session
         self._cpu_s, self._end_s = time.process_time(), time.monotonic()
-        repaired_s = self._end_s - since_s
+        # One that joins does not know for how long the others have waited.
+        repaired_s = None if since_s is None else self._end_s - since_s
         session.recoveries.append(
             Recovery(
                 round=found.reached,
@@ -319,13 +329,14 @@ class Trainer:
         if session.group.rank == 0:
             self._tell(found, repaired_s)
 
-    def _tell(self, found: Form, repaired_s: float) -> None:
+    def _tell(self, found: Form, repaired_s: float | None) -> None:
         parts = [f"{', '.join(names)} {what}" for names, what in ((found.lost, "lost"), (found.joined, "joined"))
                  if names]  # fmt: skip
         redone = found.reached - found.round
         event = (
             f"{' and '.join(parts)}; {', '.join(member.device for member in found.members)} go on with round "
-            f"{found.round + 1} after {repaired_s:.2f} s{f', {redone} rounds are done again' if redone else ''}"
+            f"{found.round + 1}{'' if repaired_s is None else f' after {repaired_s:.2f} s'}"
+            f"{f', {redone} rounds are done again' if redone else ''}"
         )
         assert self.session.crew is not None
         losses = self.session.crew.losses

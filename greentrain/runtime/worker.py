@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
 
 from greentrain.errors import RunError, UsageError
 from greentrain.reading import EnergyRecorder
-from greentrain.runtime.crew import Crew
+from greentrain.runtime.control import Address
+from greentrain.runtime.crew import Crew, ExcludedError
 from greentrain.runtime.finish import round_losses
 from greentrain.runtime.group import Hello, PeersLostError, RunGroup, join, plain
 from greentrain.runtime.job import Job, Recovering, Trained, TrainedModel
@@ -20,6 +21,7 @@ from greentrain.runtime.split_layer import named_parts
 from greentrain.runtime.split_weights import gather_named
 from greentrain.runtime.trainer import Trainer, meter_text, resident_peak_bytes
 from greentrain.runtime.wire import Form
+from greentrain.summary import Recovery
 
 __all__ = ["Job", "Recovering", "Trained", "TrainedModel", "train"]
 
@@ -61,6 +63,7 @@ def train(
     base_bytes = resident_peak_bytes()
     maker = StageMaker(job)
     hello = _hello(job, recorder)
+    maker.warm_up()
     crew = _crew(job, hello, maker, say)
     session = Session(job=job, maker=maker, crew=crew, plan=job.plan, done=job.first_round)
     try:
@@ -68,11 +71,7 @@ def train(
         seat = job.plan.devices.index(job.device) if job.recovering is None else job.recovering.seat
         trainer = Trainer(job=job, session=session, seat=seat, recorder=recorder, report=report, say=say)
         try:
-            if joined is None:
-                trainer.begin()
-            else:
-                trainer.joined(joined)
-            return _rounds(trainer, base_bytes, keep)
+            return _rounds(trainer, joined, base_bytes, keep)
         finally:
             trainer.close()
     except RuntimeError as error:
@@ -84,19 +83,69 @@ def train(
         session.close()
 
 
-def _rounds(trainer: Trainer, base_bytes: int, keep: Callable[[Trained], None]) -> Trained | None:
+def _rounds(
+    trainer: Trainer, joined: Form | None, base_bytes: int, keep: Callable[[Trained], None]
+) -> Trained | None:  # fmt: skip
     """Train and finish, as often as it takes."""
     session = trainer.session
+    fresh = joined is None
     while True:
         try:
+            if fresh:
+                trainer.begin()
+                fresh = False
+            if joined is not None:
+                trainer.joined(joined)
+                joined = None
             duration_s = trainer.run()
             if session.done >= trainer.job.rounds_n:
                 return _finish(trainer, duration_s, base_bytes, keep)
         except PeersLostError:
             if session.crew is None:
                 raise
-        if not trainer.recover():
-            return None
+            fresh = False
+        except ExcludedError:
+            joined = _return(session)
+            continue
+        try:
+            if not trainer.recover():
+                return None
+        except ExcludedError:
+            joined = _return(session)
+
+
+def _return(session: Session) -> Form:
+    """Join the others again, who went on because this process stood still for too long.
+
+    Raises:
+        ExcludedError: They are not to be found any more.
+    """
+    crew = session.crew
+    assert crew is not None
+    addresses = [(member.host, member.port) for member in crew.members if member.device != crew.device]
+    session.forget()
+    crew.start_over()
+    found = _join_running(session, addresses)
+    if found is None:
+        raise ExcludedError(
+            f"{crew.device}: the others went on without this device and have finished.",
+            hint="Their run's files are with them.",
+        )
+    return found
+
+
+def _join_running(session: Session, addresses: Sequence[Address]) -> Form | None:
+    """Come into a run that goes on; None where there is none."""
+    assert session.crew is not None
+    found = session.crew.wish(addresses, timeout_s=session.job.join_timeout_s)
+    while found is not None:
+        try:
+            session.enter(found)
+        except (RuntimeError, PeersLostError):
+            found = session.rest()  # Somebody was lost meanwhile.
+            continue
+        return found
+    return None
 
 
 def _finish(
@@ -114,11 +163,11 @@ def _finish(
         return None
     ranks = tuple(msgspec.json.decode(data, type=RankResult) for data in gathered)
     gone = max((result.gone for result in ranks), key=len)
+    # One that was only taken for lost has its rows itself.
+    own_lives = {result.device: result.generation for result in ranks}
+    gone = tuple(life for life in gone if life.generation < own_lives.get(life.device, life.generation + 1))
     results = (*(msgspec.structs.replace(result, gone=()) for result in ranks), *gone)
-    recoveries = tuple(
-        msgspec.structs.replace(recovery, energy_j=_recovery_j(recovery.generation, ranks))
-        for recovery in session.recoveries
-    )
+    recoveries = tuple(_seen(recovery, ranks) for recovery in session.recoveries)
     trained = Trained(
         results=results,
         model=model,
@@ -133,12 +182,21 @@ def _finish(
     return trained
 
 
-def _recovery_j(generation: int, results: tuple[RankResult, ...]) -> float | None:
-    """Joules of a change over the devices that measured it; None where one could not."""
-    parts = [result.recovery_j[generation] for result in results if generation in result.recovery_j]
-    known = [part for part in parts if part is not None]
+def _seen(recovery: Recovery, results: Sequence[RankResult]) -> Recovery:
+    """A change of the devices as those saw it who were there, with the joules that it cost them."""
+    number = recovery.generation
+    there = [result for result in results if number in result.recovery_j or result.device in recovery.joined]
+    seen = [one for result in there for one in result.recoveries if one.generation == number]
+    joules = [result.recovery_j[number] for result in results if number in result.recovery_j]
     # Of a board's ranks only the first measures.
-    return sum(known) if known else None
+    known = [part for part in joules if part is not None]
+    return msgspec.structs.replace(
+        recovery,
+        detected_s=next((one.detected_s for one in seen if one.detected_s is not None), None),
+        repaired_s=max((one.repaired_s for one in seen if one.repaired_s is not None), default=None),
+        moved_bytes=sum(one.moved_bytes for one in seen),
+        energy_j=sum(known) if known else None,
+    )
 
 
 def _hello(job: Job, recorder: EnergyRecorder | None) -> Hello:
@@ -152,6 +210,7 @@ def _hello(job: Job, recorder: EnergyRecorder | None) -> Hello:
         settings=f"seed {job.seed}, {job.epochs} epochs"
         + ("" if job.max_rounds is None else f", at most {job.max_rounds} rounds")
         + start
+        + job.options.agreed
         + ("" if job.recovering is not None else ", no recovery"),
         torch=str(torch.__version__),
         board=job.board,
@@ -181,13 +240,8 @@ def _meet(session: Session, hello: Hello, say: Callable[[str], None]) -> Form | 
     """Come into a run that goes on, or meet the others at its start; the generation that was entered."""
     job, crew = session.job, session.crew
     if crew is not None and job.recovering is not None:
-        found = crew.wish(job.recovering.addresses, timeout_s=job.join_timeout_s)
-        while found is not None:
-            try:
-                session.enter(found)
-            except (RuntimeError, PeersLostError):
-                found = session.rest()  # Somebody was lost meanwhile.
-                continue
+        found = _join_running(session, job.recovering.addresses)
+        if found is not None:
             return found
     if job.device not in job.plan.devices:
         raise UsageError(
