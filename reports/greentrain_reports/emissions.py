@@ -7,7 +7,7 @@ import hashlib
 from greentrain.carbon import J_PER_KWH
 from greentrain_reports.tables import RunReport
 
-__all__ = ["EMISSIONS_COLUMNS", "emissions_row"]
+__all__ = ["EMISSIONS_COLUMNS", "emissions_row", "run_id"]
 
 # codecarbon 3's columns, each with the unit that it has there and what stands in it here.
 EMISSIONS_COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -63,7 +63,7 @@ def emissions_row(report: RunReport) -> tuple[object, ...]:
     known: dict[str, object] = {
         "timestamp": summary.started_utc.removesuffix("Z") if summary is not None else None,
         "project_name": summary.model if summary is not None else run.plan.model if run.plan is not None else None,
-        "run_id": _run_id(report),
+        "run_id": run_id(report),
         "experiment_id": run.name,
         "duration": head.duration_s,
         "emissions": kg,
@@ -79,8 +79,10 @@ def emissions_row(report: RunReport) -> tuple[object, ...]:
     return tuple(known.get(column) for column, _, _ in EMISSIONS_COLUMNS)
 
 
-def _run_id(report: RunReport) -> str:
-    summary = report.run.summary
-    said = (report.run.name, *((summary.started_utc, summary.plan_sha256) if summary is not None else ()))
+def run_id(report: RunReport) -> str:
+    """Name, start and plan of a run as one word, the same in every report of it."""
+    summary, rows = report.run.summary, report.run.rows
+    name = summary.run if summary is not None else rows.run if rows is not None else report.run.name
+    said = (name, *((summary.started_utc, summary.plan_sha256) if summary is not None else ()))
     digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
     return f"{digest[:8]}-{digest[8:12]}-{digest[12:16]}-{digest[16:20]}-{digest[20:32]}"

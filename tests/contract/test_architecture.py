@@ -30,8 +30,8 @@ WINGS = {
 CORE = {
     "_checks", "actions", "batch_fits", "carbon", "choice", "cluster", "cluster_file", "device", "errors", "files",
     "fits", "ledger", "link_profile", "objective", "observation", "plan", "plugins", "point_model", "power", "probing",
-    "profile", "profile_files", "reading", "share_fits", "sharing", "summary", "training_data", "transfer", "units",
-    "version",
+    "profile", "profile_files", "reading", "share_fits", "sharing", "summary", "tracking", "training_data", "transfer",
+    "units", "version",
 }  # fmt: skip
 HEAVY = ("torch", "pandas", "sklearn", "scipy", "matplotlib")
 
