@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -84,6 +84,7 @@ class Ring:
     sent_bytes: int = 0
     received_bytes: int = 0
     _courier: Courier = field(init=False)
+    _errors: list[BaseException] = field(default_factory=list[BaseException])
     _sent_n: int = 0
     _received_n: int = 0
 
@@ -133,7 +134,32 @@ class Ring:
             receives = [self._receive(whole[message.first : message.last], message) for message in incoming]
             own_pieces = [message for message in outgoing if message.shard == self.position]
             sends += [self._send(whole[message.first : message.last], message) for message in own_pieces]
-        arrived: SimpleQueue[_Message | BaseException] = SimpleQueue()
+        arrivals = self._arrivals(whole, incoming, receives, onward, sends)
+        works = list(meanwhile)
+        # This device's own rows first, then what comes, in the order in which it comes.
+        if use is not None and self.overlap and last > first:
+            use(first, last, whole[first:last])
+        for message in incoming:
+            while self.overlap and works and arrivals.late:
+                works.pop(0)()
+            self._got(arrivals.next())
+            if use is not None and self.overlap:
+                use(message.first, message.last, whole[message.first : message.last])
+        if use is not None and not self.overlap:
+            use(0, whole.shape[0], whole)
+        for work in works:
+            work()
+        return whole
+
+    def _arrivals(
+        self,
+        whole: Tensor,
+        incoming: Sequence[_Message],
+        receives: Sequence[dist.Work],
+        onward: Mapping[tuple[int, int], _Message],
+        sends: list[dist.Work],
+    ) -> _Arrivals:
+        """Wait for the pieces: in the ring's thread where they must be passed on at once, else when one is wanted."""
 
         def carry() -> None:
             for message, receive in zip(incoming, receives, strict=True):
@@ -141,36 +167,26 @@ class Ring:
                 passed = onward.get((message.first, message.last))
                 if passed is not None:
                     sends.append(self._send(whole[passed.first : passed.last], passed))
-                arrived.put(message)
+                arrivals.there.put(None)
             for send in sends:
                 send.wait()
 
-        self._courier.carry(carry, failed=arrived.put)
-        self._use(whole, (first, last), incoming, arrived, use, list(meanwhile))
-        return whole
+        passes_on = self.size > 2
+        arrivals = _Arrivals(receives=() if passes_on else receives)
+        if passes_on:
+            self._courier.carry(carry, failed=arrivals.there.put)
+        else:
+            self._leave([(send, whole) for send in sends])
+        return arrivals
 
-    def _use(
-        self,
-        whole: Tensor,
-        own: tuple[int, int],
-        incoming: Sequence[_Message],
-        arrived: SimpleQueue[_Message | BaseException],
-        use: Callable[[int, int, Tensor], None] | None,
-        meanwhile: list[Callable[[], None]],
-    ) -> None:
-        """Use this device's own rows, then what comes, in the order in which it comes."""
-        if use is not None and self.overlap and own[1] > own[0]:
-            use(*own, whole[own[0] : own[1]])
-        for _ in incoming:
-            while self.overlap and meanwhile and arrived.empty():
-                meanwhile.pop(0)()
-            message = self._got(arrived.get())
-            if use is not None and self.overlap:
-                use(message.first, message.last, whole[message.first : message.last])
-        if use is not None and not self.overlap:
-            use(0, whole.shape[0], whole)
-        for work in meanwhile:
-            work()
+    def _leave(self, sends: Sequence[tuple[dist.Work, Tensor]]) -> None:
+        """Keep what is sent until it has left."""
+
+        def wait() -> None:
+            for send, _ in sends:
+                send.wait()
+
+        self._courier.carry(wait, failed=self._errors.append)
 
     def reduce_scatter(
         self,
@@ -191,8 +207,6 @@ class Ring:
         Returns:
             The sum over the devices of this device's rows.
         """
-        first, last = bounds[self.position]
-        result = like.new_empty((last - first, *like.shape[1:]))
         outgoing = self._messages(like, bounds, self.position - 1, self.size - 1, self._sent_n)
         incoming = self._messages(like, bounds, self.position - 2, self.size - 1, self._received_n)
         self._sent_n += len(outgoing)
@@ -200,49 +214,48 @@ class Ring:
         buffers = [like.new_empty((message.last - message.first, *like.shape[1:])) for message in incoming]
         with self.guard():
             receives = [self._receive(buffer, message) for buffer, message in zip(buffers, incoming, strict=True)]
-        before = {(message.first, message.last): number for number, message in enumerate(incoming)}
-        parts: SimpleQueue[Tensor | None] = SimpleQueue()
-        summed: SimpleQueue[BaseException | None] = SimpleQueue()
+        before = {
+            (message.first, message.last): _Earlier(receive, buffer)
+            for message, receive, buffer in zip(incoming, receives, buffers, strict=True)
+        }
         # A group of one has nothing to send, but its own rows.
-        own_pieces = self._pieces(like, bounds, self.position)
-        order = [(message.first, message.last, message) for message in outgoing]
-        order += [(*piece, None) for piece in own_pieces]
-
-        def carry() -> None:
-            sends: list[tuple[dist.Work, Tensor]] = []
-            for start, stop, message in order:
-                addend = parts.get()
-                if addend is None:
-                    return
-                number = before.get((start, stop))
-                total = result[start - first : stop - first] if message is None else addend
-                if number is not None:
-                    receives[number].wait()
-                    total = total if message is None else buffers[number]
-                    torch.add(buffers[number], addend, out=total)
-                elif message is None:
-                    total.copy_(addend)
-                if message is not None:
-                    sends.append((self._send(total, message), total))
-            summed.put(None)
-            for send, _ in sends:
-                send.wait()
-
-        self._courier.carry(carry, failed=summed.put)
-        try:
-            addends = ((start, stop, part(start, stop).detach().contiguous()) for start, stop, _ in order)
-            for _, _, addend in addends if self.overlap else list(addends):
-                parts.put(addend)
-        except BaseException:
-            parts.put(None)
-            raise
-        waiting = list(meanwhile)
-        while waiting and (summed.empty() or not self.overlap):
-            waiting.pop(0)()
-        self._got(summed.get())
-        for work in waiting:
+        order: list[tuple[int, int, _Message | None]] = [(found.first, found.last, found) for found in outgoing]
+        order += [(*piece, None) for piece in self._pieces(like, bounds, self.position)]
+        first, last = bounds[self.position]
+        scatter = _Scatter(self._send, order, before, like.new_empty((last - first, *like.shape[1:])), first)
+        # Sums of two devices go no further: nobody waits for them while there is something to compute.
+        passes_on = self.size > 2
+        if passes_on:
+            self._courier.carry(scatter.carry, failed=scatter.summed.put)
+        self._give(scatter, part, at_once=not passes_on)
+        works = list(meanwhile)
+        while works and not (passes_on and self.overlap and not scatter.summed.empty()):
+            works.pop(0)()
+        if passes_on:
+            self._got(scatter.summed.get())
+        else:
+            self._leave(scatter.sends)
+            with self.guard():
+                scatter.pass_on()
+        for work in works:
             work()
-        return result
+        return scatter.result
+
+    def _give(self, scatter: _Scatter, part: Callable[[int, int], Tensor], *, at_once: bool) -> None:
+        """Compute the addends in order; those that need no other's are sent from here (``at_once``)."""
+        try:
+            addends = ((message, part(start, stop).detach().contiguous()) for start, stop, message in scatter.order)
+            for message, addend in addends if self.overlap else list(addends):
+                if at_once and message is not None:
+                    with self.guard():
+                        scatter.sends.append((self._send(addend, message), addend))
+                else:
+                    scatter.parts.put(addend)
+        except BaseException:
+            scatter.parts.put(None)
+            raise
+        if at_once:
+            scatter.order = [entry for entry in scatter.order if entry[2] is None]
 
     def all_reduce(self, part: Callable[[int, int], Tensor], bounds: Bounds, *, like: Tensor) -> Tensor:
         """Sum all devices' addends everywhere: a ReduceScatter and an AllGather.
@@ -259,6 +272,8 @@ class Ring:
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._courier.carry(lambda: done.put(None), failed=done.put)
         self._got(done.get())
+        for error in self._errors:
+            self._got(error)
 
     def close(self) -> None:
         """End the ring's thread."""
@@ -293,6 +308,88 @@ class Ring:
             with self.guard():
                 raise item
         return item
+
+
+class _Earlier(NamedTuple):
+    """The sum of the devices before this one, on its way, and where it is written."""
+
+    receive: dist.Work
+    buffer: Tensor
+
+
+@dataclass
+class _Scatter:
+    """A ReduceScatter: addends in the order in which they leave, the last ones to stay.
+
+    Attributes:
+        send: Sends a sum on.
+        order: First row, one past the last, and the message that they leave in; None: they stay.
+        before: What comes in for rows.
+        result: Sums of own rows.
+        first: Their first in the whole.
+        parts: Addends in that order; None: there will be no more.
+        summed: Gets something when all sums are there.
+        sends: What leaves, and its memory.
+    """
+
+    send: Callable[[Tensor, _Message], dist.Work]
+    order: list[tuple[int, int, _Message | None]]
+    before: Mapping[tuple[int, int], _Earlier]
+    result: Tensor
+    first: int
+    parts: SimpleQueue[Tensor | None] = field(default_factory=lambda: SimpleQueue["Tensor | None"]())
+    summed: SimpleQueue[BaseException | None] = field(default_factory=lambda: SimpleQueue["BaseException | None"]())
+    sends: list[tuple[dist.Work, Tensor]] = field(default_factory=list[tuple["dist.Work", Tensor]])
+
+    def pass_on(self) -> None:
+        """Add what comes to each addend, and send the sums on or keep them."""
+        for start, stop, message in self.order:
+            addend = self.parts.get()
+            if addend is None:
+                return
+            total = self._total(start, stop, addend, stays=message is None)
+            if message is not None:
+                self.sends.append((self.send(total, message), total))
+        self.summed.put(None)
+
+    def carry(self) -> None:
+        """The same in the ring's thread, which waits until all has left."""
+        self.pass_on()
+        for send, _ in self.sends:
+            send.wait()
+
+    def _total(self, start: int, stop: int, addend: Tensor, *, stays: bool) -> Tensor:
+        own = self.result[start - self.first : stop - self.first]
+        earlier = self.before.get((start, stop))
+        if earlier is None:
+            return own.copy_(addend) if stays else addend
+        earlier.receive.wait()
+        return torch.add(earlier.buffer, addend, out=own if stays else earlier.buffer)
+
+
+@dataclass
+class _Arrivals:
+    """Pieces that come, in order: what the ring's thread says of each, or the receives themselves."""
+
+    receives: Sequence[dist.Work]
+    there: SimpleQueue[BaseException | None] = field(default_factory=lambda: SimpleQueue["BaseException | None"]())
+    _number: int = 0
+
+    @property
+    def late(self) -> bool:
+        """Whether the next one is not known to be there."""
+        return self.there.empty()
+
+    def next(self) -> BaseException | None:
+        """Wait for the next one; what stopped it."""
+        if not self.receives:
+            return self.there.get()
+        self._number += 1
+        try:
+            self.receives[self._number - 1].wait()
+        except RuntimeError as error:
+            return error
+        return None
 
 
 class Courier:
