@@ -14,6 +14,7 @@ from greentrain.carbon import Intensity, IntensitySeries
 from greentrain.cli._common import CLUSTER_FILE, PROFILES_DIR, emit_json, json_option, say
 from greentrain.cli._plan_text import device_list, explanation_text, plan_text, price_line
 from greentrain.cli._progress import Patience
+from greentrain.cli._schedule_adapters import AdapterOptions, schedule_adapters
 from greentrain.cli._schedule_carbon import Job, Start, best_start, job_of, job_text, start_text
 from greentrain.cli._schedule_check import check_plan, origin_of
 from greentrain.cli._schedule_frontier import (
@@ -71,6 +72,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--include", multiple=True, metavar="DEVICE", help="Plan with these devices only.")
 @click.option("--exclude", multiple=True, metavar="DEVICE", help="Plan without these devices.")
 @click.option("--simulated", is_flag=True, help="Also plan with catalogue devices that cannot run here.")
+@click.option("--method", type=click.Choice(["train", "parallel-adapters"]), default="train", show_default=True,
+              help="parallel-adapters: both phases of fine-tuning, with their cache.")  # fmt: skip
+@click.option("--cache-dtype", type=click.Choice(["float32", "float16", "int8"]), default="float16",
+              help="How the cache of parallel adapters is kept.")  # fmt: skip
+@click.option("--cache-disk", metavar="20GB", help="Most bytes of that cache on each device.")
+@click.option("--storage", metavar="80MB", help="Bytes per second of the devices' disks, for that cache.")
+@click.option("--tokens", type=click.FloatRange(min=1), help="Mean tokens of a text, for that cache.")
 @click.option("--samples", type=click.IntRange(min=1), help="Samples of the whole job.")
 @click.option("--epochs", type=click.IntRange(min=1), help="The whole job in passes over the workload's data.")
 @click.option("--deadline", metavar="2h", help="The whole job must end within this time.")
@@ -103,6 +111,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @json_option
 def command(**given: Any) -> int | None:
     """Choose which devices take part, with which share and in which mode, and say why."""
+    own = {name: given.pop(name) for name in ("method", "cache_dtype", "cache_disk", "storage", "tokens")}
+    if own["method"] == "parallel-adapters":
+        schedule_adapters(given, AdapterOptions(**own))
+        return None
     options = ScheduleOptions(**given)
     if options.checked is not None:
         return check_plan(options.checked, options.cluster_path, options.profiles, as_json=options.as_json)

@@ -176,9 +176,12 @@ def plan_phases(
     plans, first_j, first_s = _candidates(first, time_limit_s, shared_only=False)
     without = [_Pair(plan, None, job_cost(plan, None, first, room, epochs, samples)) for plan in plans]
     pairs: list[_Pair] = []
+    # The bounds of the planners are of one sample.
+    first_j, first_s = first_j * samples, first_s * samples
     bound = _value(objective, epochs * first_s, epochs * first_j)
     if epochs > 1:
         cached_plans, later_j, later_s = _candidates(later, time_limit_s, shared_only=True)
+        later_j, later_s = later_j * samples, later_s * samples
         for begin, plan in itertools.product(plans, cached_plans):
             cached = _placed(plan, later, room, samples)
             if cached is not None:
