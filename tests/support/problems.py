@@ -153,13 +153,16 @@ def with_heads(problem: Problem, *, heads: int = 4, sequence: int = 12, plain_la
 def with_transformer(problem: Problem, rng: random.Random, *, heads: int = 4, sequence: int = 12) -> Problem:
     """Layers that can be shared inside a sample among some that every device computes whole.
 
-    Some cuts carry other tensors besides the hidden state, with gradients or without; some gradients end halfway.
+    Some cuts carry other tensors besides the hidden state, with gradients or without; the first layers may be frozen.
     """
     layers: list[LayerProfile] = []
-    for layer in problem.model.layers:
+    frozen_n = rng.choice([0, 0, 1])
+    for index, layer in enumerate(problem.model.layers):
         token_bytes = rng.randrange(1, 4_000)
         hidden_bytes, side_bytes = sequence * token_bytes, rng.choice([0, 0, rng.randrange(1, 20_000)])
-        back_bytes = rng.choice([hidden_bytes, hidden_bytes, hidden_bytes + side_bytes, 0])
+        back_bytes = rng.choice([hidden_bytes, hidden_bytes, hidden_bytes + side_bytes])
+        if index < frozen_n:
+            layer, back_bytes = msgspec.structs.replace(layer, param_bytes=0, frozen_bytes=layer.param_bytes), 0
         rings = RingProfile(
             hidden_bytes=hidden_bytes, key_value_bytes=sequence * rng.randrange(1, 4_000), parts_n=rng.choice([2, 3]),
             sum_bytes=layer.param_bytes // 50,
