@@ -1,4 +1,4 @@
-"""``greentrain finetune`` on a person's texts, cut short and resumed, and the adapter loaded back as the README says."""
+"""``greentrain finetune`` on a person's texts, cut short and resumed; the adapter loaded as the README says."""
 
 from __future__ import annotations
 
