@@ -132,12 +132,8 @@ def _round_columns(actions: Sequence[str]) -> _Columns:
 
 def _round_rows(reports: Sequence[RunReport], actions: Sequence[str]) -> Iterator[tuple[object, ...]]:
     for report in reports:
-        for row in report.rounds.rows() if report.rounds is not None else ():
-            yield (
-                report.run.name, row.round, row.device, row.rank, row.t_start_s, row.duration_s, row.energy_j,
-                row.error_j, None if row.mean_w is None else round(row.mean_w, 6), row.sent_bytes,
-                *(row.action_s.get(action) for action in actions), row.source, row.meter,
-            )  # fmt: skip
+        if report.rounds is not None:
+            yield from zip(itertools.repeat(report.run.name), *report.rounds.columns(actions), strict=False)
 
 
 _COMPARISON: _Columns = (

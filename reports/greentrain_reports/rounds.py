@@ -5,7 +5,7 @@ Axis legend: N = rows of the ledger, G = rounds of a rank, in the order of round
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,45 +13,10 @@ import numpy as np
 from greentrain.ledger import ACTION_CAUSES
 from greentrain_reports.ledger_table import UNKNOWN, LedgerTable, Words
 
-__all__ = ["RoundRow", "RoundTable", "compute_s", "counted_rows", "mean_where", "round_table"]
+__all__ = ["RoundTable", "compute_s", "counted_rows", "mean_where", "round_table"]
 
 # Time that no step covers: a run repairs itself between two rounds.
 _BESIDE_STEPS = "recovery"
-
-
-class RoundRow(NamedTuple):
-    """One round of one rank; None where it is not recorded.
-
-    Attributes:
-        round: From 0.
-        device: Device id.
-        rank: Rank; -1 for a device that took no part.
-        t_start_s: Seconds since the start of the run.
-        duration_s: Seconds.
-        energy_j: Joules.
-        error_j: ± joules.
-        sent_bytes: Payload bytes sent.
-        action_s: Seconds by action.
-        source: ``measured`` or ``modelled`` joules.
-        meter: Name of the meter.
-    """
-
-    round: int
-    device: str
-    rank: int
-    t_start_s: float
-    duration_s: float
-    energy_j: float | None
-    error_j: float | None
-    sent_bytes: int | None
-    action_s: dict[str, float]
-    source: str
-    meter: str
-
-    @property
-    def mean_w(self) -> float | None:
-        """Mean power over the round, watts; None when the energy is not recorded."""
-        return self.energy_j / self.duration_s if self.energy_j is not None and self.duration_s > 0 else None
 
 
 class RoundTable(NamedTuple):
@@ -111,24 +76,26 @@ class RoundTable(NamedTuple):
         np.maximum.at(slowest_s, place, self.duration_s_G[own_G])
         return steps, slowest_s
 
-    def rows(self) -> Iterator[RoundRow]:
-        """The entries one by one."""
-        lists = (
-            self.step_G.tolist(), self.device.index_N.tolist(), self.rank_G.tolist(), self.t_start_s_G.tolist(),
-            self.duration_s_G.tolist(), self.energy_uj_G.tolist(), self.error_uj_G.tolist(),
-            self.sent_bytes_G.tolist(), self.source.index_N.tolist(), self.meter.index_N.tolist(),
+    def columns(self, actions: Sequence[str]) -> tuple[list[object], ...]:
+        """The entries as columns for a file, None where it is not recorded.
+
+        Round, device, rank, start, seconds, joules, ± joules, mean watts, bytes sent, seconds of each action, source,
+        meter.
+
+        Args:
+            actions: Which actions.
+        """
+        energy_j, long = self.energy_uj_G / 1e6, self.duration_s_G > 0
+        power_w = np.round(energy_j / np.where(long, self.duration_s_G, 1.0), 6)
+        nothing = np.full(self.rounds_n, np.nan)
+        seconds = [self.action_s_G.get(action, nothing) for action in actions]
+        return (
+            self.step_G.tolist(), _texts(self.device), self.rank_G.tolist(), self.t_start_s_G.tolist(),
+            self.duration_s_G.tolist(), _known(energy_j, self.energy_uj_G >= 0),
+            _known(self.error_uj_G / 1e6, self.error_uj_G >= 0), _known(power_w, (self.energy_uj_G >= 0) & long),
+            _known(self.sent_bytes_G, self.sent_bytes_G >= 0), *(_known(s_G, ~np.isnan(s_G)) for s_G in seconds),
+            _texts(self.source), _texts(self.meter),
         )  # fmt: skip
-        actions = {action: seconds.tolist() for action, seconds in self.action_s_G.items()}
-        for at, (step, device, rank, start_s, length_s, energy, error, sent, source, meter) in enumerate(
-            zip(*lists, strict=True)
-        ):
-            yield RoundRow(
-                step, self.device.listed[device], rank, start_s, length_s, _joules(energy), _joules(error),
-                None if sent == UNKNOWN else sent,
-                # NaN is not equal to itself.
-                {action: seconds[at] for action, seconds in actions.items() if seconds[at] == seconds[at]},
-                self.source.listed[source], self.meter.listed[meter],
-            )  # fmt: skip
 
 
 def counted_rows(table: LedgerTable) -> np.ndarray:
@@ -224,5 +191,13 @@ def _action_seconds(
     return found
 
 
-def _joules(energy_uj: int) -> float | None:
-    return None if energy_uj == UNKNOWN else energy_uj / 1e6
+def _known(values_G: np.ndarray, known_G: np.ndarray) -> list[object]:
+    listed: list[object] = values_G.tolist()
+    for at in np.flatnonzero(~known_G).tolist():
+        listed[at] = None
+    return listed
+
+
+def _texts(words: Words) -> list[object]:
+    listed = words.listed
+    return [listed[index] for index in words.index_N.tolist()]
