@@ -10,7 +10,7 @@ import msgspec
 
 from greentrain.cli._progress import Patience
 from greentrain.errors import InfeasibleError
-from greentrain.objective import ObjectiveKind, Problem
+from greentrain.objective import Problem
 from greentrain.plan import Plan
 from greentrain.planners import auto, beam, exact, load_planner
 from greentrain.planners.candidate import certified, lower_bound, objective_value
@@ -18,7 +18,6 @@ from greentrain.planners.candidate import certified, lower_bound, objective_valu
 __all__ = ["Frontier", "Planning", "certified_on"]
 
 _SEARCHING = ("auto", "exact", "beam")
-_KINDS: tuple[ObjectiveKind, ...] = ("time", "edp", "energy")
 # Looking for the relaxation of a limit may not take long.
 _DIAGNOSIS_S = 3.0
 _DIAGNOSIS_GAP = 1e-3
@@ -105,7 +104,7 @@ class Planning:
             return None
 
     def frontier(self, problem: Problem) -> Frontier:
-        """The time-energy frontier; of many devices only the plans for time, EDP and energy.
+        """The time-energy frontier; of many devices only some of its plans.
 
         Raises:
             InfeasibleError: No plan satisfies the constraints.
@@ -120,18 +119,11 @@ class Planning:
             whole = whole and not self.patience.interrupted
             method = "branch and bound over round lengths" + ("" if whole else "; cut short, plans may be missing")
         else:
-            plans = _best_ones(self._each(problem, limit_s / len(_KINDS)))
-            whole, method = False, "beam: the plans found for time, EDP and energy only"
+            plans, whole = beam.frontier(problem, time_limit_s=limit_s, progress=self.patience.report)
+            method = "beam: the fastest, the leanest and some between; there are more"
         self.searched_s = time.monotonic() - begun_s
         plans = tuple(msgspec.structs.replace(plan, objective=problem.objective) for plan in plans)
         return Frontier(plans=_within_slowdown(plans, problem), exact=whole, method=method)
-
-    def _each(self, problem: Problem, limit_s: float) -> list[Plan]:
-        found: list[Plan] = []
-        for kind in _KINDS:
-            objective = msgspec.structs.replace(problem.objective, minimise=kind)
-            found.append(self._ask(msgspec.structs.replace(problem, objective=objective), limit_s, 0.0))
-        return found
 
     def _ask(self, problem: Problem, time_limit_s: float | None, gap_ratio: float) -> Plan:
         report = self.patience.report
@@ -153,15 +145,6 @@ def _planned(problem: Problem) -> Problem:
         return problem
     layers = tuple(msgspec.structs.replace(layer, heads=0, sequence=0) for layer in problem.model.layers)
     return msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=layers))
-
-
-def _best_ones(plans: list[Plan]) -> tuple[Plan, ...]:
-    """Without those that another one beats, fastest first."""
-    kept: list[Plan] = []
-    for plan in sorted(plans, key=_time_and_energy):
-        if not kept or _time_and_energy(plan)[1] < _time_and_energy(kept[-1])[1]:
-            kept.append(plan)
-    return tuple(kept)
 
 
 def _time_and_energy(plan: Plan) -> tuple[float, float]:

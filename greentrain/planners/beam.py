@@ -1,45 +1,47 @@
 """Large clusters: a beam over sets of devices, each searched by the exact planner, with a proven gap.
 
-The sets grow by one device of some type at a time, from the most promising ones. The bound of the certificate
-holds for every plan on the whole cluster: within a window of round lengths a row of a stage costs at least what
-the cheapest device takes for it, its waiting through the window included, and the stages' bounds add up.
+The sets grow by one device of some type at a time, from the most promising ones; the plans of plain planners for
+all devices are looked at, too. The bound of the certificate holds for every plan on the whole cluster
+(:mod:`greentrain.planners.cluster_bound`).
 """
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import inf, sqrt
+from math import inf
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from greentrain.cost import CostTables, estimate
-from greentrain.errors import InfeasibleError
+from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Objective, Problem
-from greentrain.plan import Plan
-from greentrain.planners import exact
+from greentrain.plan import Plan, allowed
+from greentrain.planners import exact, load_planner
 from greentrain.planners.candidate import best_of, certified, lower_bound, objective_value
-from greentrain.planners.cuts import least_cut_j_S
+from greentrain.planners.cluster_bound import ClusterBound
 from greentrain.planners.device_types import DeviceTypes, device_types
-from greentrain.planners.goal import BestGoal, minimising_time
-from greentrain.planners.options import Window
-from greentrain.planners.search_space import all_span_tables
+from greentrain.planners.exact import FoundFrontier
+from greentrain.planners.goal import FrontierGoal, minimising_energy, minimising_time
 from greentrain.planners.single import candidates as single_candidates
 from greentrain.planners.slowdown import slowdown_as_deadline
-from greentrain.planners.span_tables import SpanTables, counted_w
 
-__all__ = ["plan"]
+__all__ = ["frontier", "plan"]
 
 DEFAULT_TIME_LIMIT_S = 25.0
 _WIDTH = 3
 # Sets with more count vectors are not searched any more.
 _MOST_VECTORS = 200
-# Windows of round lengths are split until they are this narrow.
-_NARROW = 1.003
+# Planners for all devices: those that are looked at first where time is wanted, and those that are looked at last.
+_FASTEST = ("asteroid",)
+_BASELINES = ("data", "data-equal", "asteroid", "dapple")
+# Part of the time for the sets of devices; the rest is for the bound.
+_PART_TO_SEARCH = 0.7
+# Rounds between the fastest plan and the leanest one for which a frontier looks for the leanest plan.
+_FRONTIER_STEPS_N = 6
 
 
 def plan(
@@ -53,23 +55,66 @@ def plan(
     Raises:
         InfeasibleError: No plan that was tried satisfies the constraints.
     """
-    stop_at_s = time.monotonic() + time_limit_s
+    begun_s = time.monotonic()
     fastest: Plan | None = None
     limited = problem
     if problem.objective.max_slowdown is not None:
         fastest = plan(minimising_time(problem), time_limit_s=time_limit_s / 2, progress=progress)
         assert fastest.estimate is not None
         limited = slowdown_as_deadline(problem, fastest.estimate.step_s)
-    search = _Beam(limited, stop_at_s, progress)
+    search = _Beam(limited, begun_s + _PART_TO_SEARCH * time_limit_s, progress)
     search.run()
     search.best = search.best or fastest
     if search.best is None:
         return best_of(single_candidates(problem, CostTables(problem)), problem, "beam")
     searched = f"beam of {_WIDTH} over sets of devices, {search.sets_n} sets searched exactly"
-    method = f"{searched}; bound: every row on its cheapest device, waiting included"
+    method = f"{searched}; bound: every device in any other's place, windows of round lengths"
     found = msgspec.structs.replace(search.best, planner="beam", objective=problem.objective)
-    bound = min(max(lower_bound(problem), _bound(problem, search)), objective_value(found))
+    value = objective_value(found)
+    bound = ClusterBound(problem, search.types, value, begun_s + time_limit_s).find()
+    bound = min(max(lower_bound(problem), bound), value)
     return certified(found, problem, bound, method, search.considered_n)
+
+
+def frontier(
+    problem: Problem,
+    *,
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+    progress: Callable[[str], None] | None = None,
+) -> FoundFrontier:
+    """Plans that none found beats in both time and energy: the fastest, the leanest, and the leanest of rounds between.
+
+    Never said to be whole.
+
+    Raises:
+        InfeasibleError: No plan that was tried satisfies the constraints.
+    """
+    begun_s = time.monotonic()
+    goal = FrontierGoal(problem)
+    searches_n = _FRONTIER_STEPS_N + 2
+
+    def found_s(number: int, wanted: Problem) -> float | None:
+        """Offers the plan of the search of that number; its round."""
+        search = _Beam(wanted, begun_s + time_limit_s * (number + 1) / searches_n, progress)
+        search.run()
+        if search.best is None:
+            return None
+        found = msgspec.structs.replace(search.best, planner="beam", objective=problem.objective)
+        price = estimate(found, problem)
+        goal.offer(msgspec.structs.replace(found, estimate=price))
+        return price.step_s
+
+    shortest_s = found_s(0, minimising_time(problem))
+    longest_s = found_s(1, minimising_energy(problem))
+    if shortest_s is None or longest_s is None:
+        best = plan(problem, time_limit_s=time_limit_s / searches_n, progress=progress)
+        return FoundFrontier((best,), whole=False)
+    for step in range(1, _FRONTIER_STEPS_N + 1):
+        slowdown = (longest_s / shortest_s) ** (step / (_FRONTIER_STEPS_N + 1))
+        leanest = minimising_energy(problem)
+        objective = msgspec.structs.replace(leanest.objective, max_slowdown=max(slowdown, 1.0))
+        found_s(step + 1, slowdown_as_deadline(msgspec.structs.replace(leanest, objective=objective), shortest_s))
+    return FoundFrontier(goal.plans, whole=False)
 
 
 _FEASIBLE, _TOO_SLOW, _NO_ROOM = range(3)
@@ -111,6 +156,12 @@ class _Beam:
 
     def run(self) -> None:
         """Grow the sets until no larger one is better, the time is over, or somebody interrupts."""
+        first = _FASTEST if self.problem.objective.minimise == "time" else ()
+        self._offer_baselines(first)
+        self._grow()
+        self._offer_baselines(tuple(name for name in _BASELINES if name not in first))
+
+    def _grow(self) -> None:
         beam = [_Set(_NO_ROOM, inf, (0,) * len(self.types.names_T))]
         while beam and time.monotonic() < self.stop_at_s:
             try:
@@ -122,6 +173,21 @@ class _Beam:
             least = beam[0]
             better = sorted(entry for entry in grown if entry is not None)
             beam = [entry for entry in better if entry.is_better_than(least)][:_WIDTH]
+
+    def _offer_baselines(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if time.monotonic() > self.stop_at_s:
+                return
+            try:
+                found = load_planner(name)(self.problem)
+            except (InfeasibleError, NotSupportedError):
+                continue
+            if allowed(found, self.problem):
+                self._offer(found)
+
+    def _offer(self, found: Plan) -> None:
+        if self.best is None or objective_value(found) < objective_value(self.best):
+            self.best = found
 
     def _larger(self, counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """The sets with one device more, or twice as many of a type, that were not looked at."""
@@ -148,10 +214,8 @@ class _Beam:
         if found.certificate is not None:
             self.considered_n += found.certificate.considered_n
         found = msgspec.structs.replace(found, estimate=estimate(found, self.problem))
-        value = objective_value(found)
-        if self.best is None or value < objective_value(self.best):
-            self.best = found
-        return _Set(_FEASIBLE, value, counts)
+        self._offer(found)
+        return _Set(_FEASIBLE, objective_value(found), counts)
 
 
 def _infeasible(smaller: Problem, counts: tuple[int, ...]) -> _Set:
@@ -163,54 +227,3 @@ def _infeasible(smaller: Problem, counts: tuple[int, ...]) -> _Set:
         room_bytes = sum(device.memory_bytes for device in smaller.cluster.devices)
         return _Set(_NO_ROOM, 1 / room_bytes, counts)
     return _Set(_TOO_SLOW, objective_value(found), counts)
-
-
-def _bound(problem: Problem, search: _Beam) -> float:
-    """A value that no plan on the whole cluster beats; windows are split where the bound is least."""
-    goal = BestGoal(problem)
-    goal.value = objective_value(search.best) if search.best is not None else inf
-    base_w = counted_w(problem)
-    tables = CostTables(problem)
-    shortest_s = 0.5 * lower_bound(minimising_time(problem)) * problem.batch
-    longest_s = min(goal.limit_s(), 1e6 * shortest_s)
-    spans_of = {
-        size: all_span_tables(problem, search.types, size, tables, by_energy=goal.by_energy)
-        for size in problem.micro_batches
-    }
-    heap: list[tuple[float, int, int, Window]] = []
-
-    def push(size: int, window: Window) -> None:
-        value = goal.least_value(window.low_s, _least_round_j(problem, spans_of[size], window) + base_w * window.low_s)
-        if value < goal.value:
-            heapq.heappush(heap, (value, len(heap), size, window))
-
-    for size in problem.micro_batches:
-        push(size, Window(shortest_s, longest_s))
-    while heap:
-        value, _, size, window = heapq.heappop(heap)
-        if window.high_s < window.low_s * _NARROW:
-            return value
-        middle_s = sqrt(window.low_s * window.high_s)
-        push(size, Window(window.low_s, middle_s))
-        push(size, Window(middle_s, window.high_s))
-    return goal.value
-
-
-def _least_round_j(problem: Problem, tables: Sequence[SpanTables], window: Window) -> float:
-    """Joules of a round of the window at least: every unit of every stage on its cheapest device."""
-    spans = tables[0]
-    stage_j_S = np.min([_least_stage_j(own, window) for own in tables], axis=0) + least_cut_j_S(problem, spans)
-    least_j_L = np.full(spans.span_LL.shape[0], np.inf)
-    least_j_L[0] = 0.0
-    for stop in range(1, len(least_j_L)):
-        least_j_L[stop] = (least_j_L[:stop] + stage_j_S[spans.span_LL[:stop, stop]]).min()
-    return float(least_j_L[-1])
-
-
-def _least_stage_j(spans: SpanTables, window: Window) -> np.ndarray:
-    time_s_PSR = (spans.forward_s_PSR + spans.backward_s_PSR)[:, :, 1:]
-    busy_s_PSR = time_s_PSR * spans.micro_batches_n + spans.update_s_PSR[:, :, 1:]
-    wait_j_P = np.minimum(spans.more_w_P * window.low_s, spans.more_w_P * window.high_s)
-    cost_PSR = busy_s_PSR * spans.rise_w_P[:, None, None] + wait_j_P[:, None, None]
-    per_unit_PSR = np.where(busy_s_PSR <= window.high_s, cost_PSR / np.arange(1, spans.units + 1), np.inf)
-    return np.where(spans.shared_S, spans.units * per_unit_PSR.min(axis=(0, 2)), np.inf)

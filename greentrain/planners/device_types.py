@@ -36,6 +36,12 @@ class DeviceTypes:
         """Number of count vectors, the empty one included."""
         return prod(len(names) + 1 for names in self.names_T)
 
+    def pooled(self) -> DeviceTypes:
+        """All devices as one type, with the memory of the largest: what none of them can do, none of these can."""
+        roomiest = max(self.device_T, key=lambda device: device.memory_bytes)
+        names = tuple(name for names in self.names_T for name in names)
+        return DeviceTypes(names_T=(names,), device_T=(roomiest,), uniform=self.uniform)
+
     def counts_UT(self) -> np.ndarray:
         """Every count vector, shape (U, T); row u is the vector of number u."""
         numbers_U = np.arange(self.vectors_n)

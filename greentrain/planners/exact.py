@@ -41,8 +41,9 @@ _WIDEST_WINDOW = 1.25
 _WIDEST_IN_TIME = 1.05
 _ROUNDING = 1 + 1e-9
 _NARROWEST_WINDOW = 1.002
-# No round is looked for below a limit that no plan can keep; the limit rises in such steps.
-_SHORT_STEP = 1.1
+# No round is looked for below a limit that no plan can keep; the limit rises in steps that become smaller.
+_FIRST_STEP = 2.0
+_LAST_STEP = 1.2
 _FEW_CONFIGURATIONS = 2_000
 _MOST_CONFIGURATIONS = 150_000
 # Windows with more ways to run a stage are looked at quickly first.
@@ -234,10 +235,12 @@ class _Search:
         """A limit within which no round of this micro-batch size can end, but perhaps within a slightly longer one."""
         rounds = self.space.tables_of[micro_batch].rounds
         longest_s = self.space.longest_round_s(micro_batch)
-        while shortest_s < longest_s and time.monotonic() < self.space.stop_at_s:
-            if rounds.within(_SHORT_STEP * shortest_s).possible:
-                break
-            shortest_s *= _SHORT_STEP
+        step = _FIRST_STEP
+        while shortest_s < longest_s and step > _LAST_STEP and time.monotonic() < self.space.stop_at_s:
+            if rounds.within(step * shortest_s).possible:
+                step = sqrt(step)
+            else:
+                shortest_s *= step
         return shortest_s
 
     def _fastest_s(self) -> float:

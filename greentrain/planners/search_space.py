@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import NamedTuple
 
@@ -80,6 +80,7 @@ class SearchSpace:
         must_use: Only plans with this device count.
         must_avoid: Only plans without this device count.
         stop_at_s: Monotonic time at which the search ends.
+        pooled: Every device may take any other's place: only the bounds of these plans are of use.
         considered_n: Plans and pairs of stages that were looked at.
         all_shares: Whether all shares are tried, or the cheapest within each limit.
         cost_tables: Layer times.
@@ -100,6 +101,7 @@ class SearchSpace:
     must_use: str | None = None
     must_avoid: str | None = None
     stop_at_s: float = inf
+    pooled: bool = False
     considered_n: int = 0
     all_shares: bool = field(init=False)
     cost_tables: CostTables = field(init=False)
@@ -109,6 +111,7 @@ class SearchSpace:
     must_U: np.ndarray | None = None
     base_w: float = 0.0
     tables_of: dict[int, Tables] = field(init=False)
+    _types: DeviceTypes = field(init=False)
 
     def __post_init__(self) -> None:
         self.cost_tables = CostTables(self.problem)
@@ -117,6 +120,9 @@ class SearchSpace:
             raise InfeasibleError(
                 "every operating point of every device is above its power cap.", hint=_least_caps(self.problem)
             )
+        if self.pooled:
+            self._types = self.types
+            self.types = self.types.pooled()
         if self.must_avoid is not None:
             self.types = self.types.without(self.must_avoid)
         if self.types.vectors_n > _MOST_VECTORS:
@@ -134,7 +140,10 @@ class SearchSpace:
         self.all_shares = sum(maker.allocations_n for maker in makers) <= _MOST_ALLOCATIONS
 
     def _tables(self, micro_batch: int) -> Tables:
-        found = all_span_tables(self.problem, self.types, micro_batch, self.cost_tables, by_energy=self.goal.by_energy)
+        types = self._types if self.pooled else self.types
+        found = all_span_tables(self.problem, types, micro_batch, self.cost_tables, by_energy=self.goal.by_energy)
+        if self.pooled:
+            found = [replace(spans, type_P=np.zeros_like(spans.type_P)) for spans in found]
         makers = [OptionMaker(self.problem, self.types, spans, self.counts_UT) for spans in found]
         spans = makers[0].spans
         rounds = RoundBounds(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Allocation", "StageRows", "least_by_counts"]
+__all__ = ["Allocation", "StageRows", "least_by_counts", "least_of_many"]
 
 _CHUNK = 40_000
 
@@ -150,6 +150,25 @@ def least_by_counts(counts_VT: np.ndarray, cost_TSR: np.ndarray) -> Iterator[np.
         left_SR = _side_cost(sides[0], tuple(counts[:half]), cost_TSR[:half])
         right_SR = _side_cost(sides[1], tuple(counts[half:]), cost_TSR[half:])
         yield (left_SR + right_SR[:, ::-1]).min(axis=1)
+
+
+def least_of_many(devices_n: int, cost_SR: np.ndarray) -> np.ndarray:
+    """A bound on the joules to share all units over many devices of one type, shape (S,).
+
+    On average each takes ``units / devices_n``; no mean of joules lies below the line between two numbers of units.
+    """
+    units = cost_SR.shape[1] - 1
+    mean = units / devices_n
+    least_S = np.full(len(cost_SR), np.inf)
+    for fewer in range(1, int(mean) + 1):
+        if fewer == mean:
+            least_S = np.minimum(least_S, cost_SR[:, fewer])
+            continue
+        more_n = np.arange(int(mean) + 1, units + 1)
+        part_n = (mean - fewer) / (more_n - fewer)
+        between_Sn = cost_SR[:, fewer, None] * (1 - part_n) + cost_SR[:, more_n] * part_n
+        least_S = np.minimum(least_S, between_Sn.min(axis=1, initial=np.inf))
+    return devices_n * least_S
 
 
 def _side_cost(known: dict[tuple[int, ...], np.ndarray], counts: tuple[int, ...], cost_TSR: np.ndarray) -> np.ndarray:

@@ -26,13 +26,15 @@ from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring
 from greentrain.plan import Stage
 from greentrain.planners.device_types import DeviceTypes
 from greentrain.planners.options import SHARINGS, Options, Shares, Window, joined, undominated
-from greentrain.planners.share_units import Allocation, StageRows, least_by_counts
+from greentrain.planners.share_units import Allocation, StageRows, least_by_counts, least_of_many
 from greentrain.planners.span_tables import SpanTables, most_units_TS
 from greentrain.sharing import Direction, Ring, end_ring, entry_ring, joint_ring, layer_ring, ring_bytes, stage_rings
 
 __all__ = ["OptionMaker"]
 
 _CHUNK = 40_000
+# The joules of more devices of one type are bounded, not found.
+_MOST_CONVOLVED = 8
 # Kinds of groups whose rings are remembered.
 _MOST_PREFIXES = 50_000
 _WAYS: tuple[Direction, ...] = ("forward", "backward")
@@ -186,7 +188,10 @@ class OptionMaker:
             sums = [self.group_sum(int(group)) for group in groups]
             fastest_sum_S = np.min([own.seconds_S for own in sums], axis=0)
             slots_TSR = self._least_slot_j(window, fastest_sum_S, fill_s_S)
-            least = least_by_counts(self.counts_UT[groups], slots_TSR)
+            if len(slots_TSR) == 1 and size > _MOST_CONVOLVED:
+                least = iter([least_of_many(size, slots_TSR[0])])
+            else:
+                least = least_by_counts(self.counts_UT[groups], slots_TSR)
             for group, least_S, own in zip(groups, least, sums, strict=True):
                 found_US[group] = least_S + own.joules_S
         return found_US

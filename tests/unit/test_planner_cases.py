@@ -290,12 +290,17 @@ def test_a_table_goes_on_where_it_was_cut_short(tmp_path: Path, monkeypatch: pyt
     cluster = clusters()["nano-4"].restricted_to(("nano-1",))
     pairs = [(merged(toy(tmp_path), layers_n), cluster) for layers_n in (1, 2)]
     pairs = [(msgspec.structs.replace(chain, model=f"toy-{at}"), cluster) for at, (chain, _) in enumerate(pairs)]
-    monkeypatch.setattr(planners, "_pairs", lambda *_, **__: pairs[:1])
+    offered = pairs[:1]
+
+    def some(*_: object, **__: object) -> list[planners.Pair]:
+        return offered
+
+    monkeypatch.setattr(planners, "_pairs", some)
     chosen = ["--data", str(tmp_path), "--table", "plans", "-o", str(tmp_path)]
     with pytest.raises(SystemExit):
         planners.main(chosen)
     first = (tmp_path / "plans.csv").read_text()
-    monkeypatch.setattr(planners, "_pairs", lambda *_, **__: pairs)
+    offered = pairs
     with pytest.raises(SystemExit):
         planners.main([*chosen, "--resume"])
     whole = (tmp_path / "plans.csv").read_text()
