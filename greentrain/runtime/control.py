@@ -144,6 +144,11 @@ class Control:
         if peer is not None:
             peer.send(b"M", payload)
 
+    def sockets(self) -> list[socket.socket]:
+        """The open connections to peers."""
+        with self._changed:
+            return [connection.socket for connection in self._peers.values()]
+
     def close(self) -> None:
         """Say goodbye to all and end; a second call does nothing."""
         if self._closed.is_set():
@@ -182,6 +187,7 @@ class Control:
             return
 
     def _adopt(self, found: socket.socket) -> _Connection:
+        _mark(found)
         found.settimeout(_SEND_S)
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return _Connection(found, heard_s=self._clock())
@@ -433,8 +439,6 @@ def _listen(port: int) -> socket.socket:
     for wanted in (port, 0):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            # What it accepts inherits this.
-            _mark(listener)
             # A worker that comes back finds the port of its earlier life, though old connections still fade away.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("", wanted))

@@ -149,9 +149,8 @@ class Links:
         """Shut all of them."""
         for name, descriptor in _descriptors().items():
             if name not in self._before and (self._own is None or name in self._own):
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-                    if _is_gloo(connection):
-                        connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):
+                    _shut(name, os.dup(descriptor))
 
 
 def _descriptors() -> dict[str, int]:
@@ -162,6 +161,19 @@ def _descriptors() -> dict[str, int]:
         with contextlib.suppress(OSError):
             found[str(descriptor.readlink())] = int(descriptor.name)
     return {name: descriptor for name, descriptor in found.items() if name.startswith("socket:")}
+
+
+def _shut(name: str, copy: int) -> None:
+    """Shut a connection by a copy of its descriptor, which another socket may have taken meanwhile."""
+    try:
+        same = str(Path(f"/proc/self/fd/{copy}").readlink()) == name
+        connection = socket.socket(fileno=os.dup(copy)) if same else None
+    finally:
+        os.close(copy)
+    if connection is not None:
+        with connection:
+            if _is_gloo(connection):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _is_gloo(connection: socket.socket) -> bool:

@@ -86,7 +86,7 @@ class Silent:
 def silent(folder: Path) -> Iterator[Silent]:
     place = folder.with_name("silent")
     shutil.copytree(folder, place)
-    with start(place, "stop") as training, ThreadPoolExecutor() as pool:
+    with start(place, "stop", "--no-recovery") as training, ThreadPoolExecutor() as pool:
         os.kill(training.workers()["b"], signal.SIGSTOP)
         since_s = time.monotonic()
 
@@ -123,13 +123,27 @@ def test_workers_end_with_a_killed_launcher_and_keep_what_they_have(folder: Path
 
 
 def test_a_killed_worker_is_named_with_its_signal(folder: Path) -> None:
-    with start(folder, "kill") as training:
+    with start(folder, "kill", "--no-recovery") as training:
         os.kill(training.workers()["b"], signal.SIGKILL)
         code, _, err = training.end(within_s=30)
         assert training.workers() == {}
     assert code == 5
     assert check_said(folder, "kill", err) == "Error: the worker of b was killed (SIGKILL)."
     check_kept(folder, "kill", "failed")
+
+
+def test_the_launcher_goes_on_with_the_workers_that_are_left(folder: Path) -> None:
+    with start(folder, "on", "--rounds", "40", "--json") as training:
+        os.kill(training.workers()["a"], signal.SIGKILL)
+        code, out, err = training.end(within_s=30)
+        assert training.workers() == {}
+    assert code == 0
+    assert "the worker of a was killed (SIGKILL)." in err
+    assert not unreadable(err)
+    summary = json.loads(out)
+    assert (summary["status"], summary["rounds"]) == ("finished", 40)
+    assert [recovery["lost"] for recovery in summary["recoveries"]] == [["a"]]
+    assert {row.device for row in read_ledger(folder / "runs" / "on" / "ledger.csv")} == {"a", "b"}
 
 
 def test_a_worker_that_cannot_start_passes_its_exit_code_on(folder: Path) -> None:

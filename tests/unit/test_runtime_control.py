@@ -132,3 +132,10 @@ def test_a_peer_that_answers_the_second_look_is_no_loss(nodes: list[Node], monke
         a.losses.get(timeout=1.2)
     a.plane.send("b", b"still there")
     assert b.messages.get(timeout=5) == ("a", b"still there")
+
+
+def test_connections_of_the_control_plane_are_marked_at_both_ends(nodes: list[Node]) -> None:
+    """So that ending what gloo has open never ends them."""
+    for node in joined(nodes, "a", "b"):
+        for connection in node.plane.sockets():
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == control.PRIORITY
