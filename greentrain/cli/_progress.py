@@ -6,19 +6,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from greentrain.plan import Estimate, Plan
+from greentrain.units import format_quantity
 
 if TYPE_CHECKING:
-    from greentrain.runtime.messages import Progress
+    from greentrain.runtime.messages import DeviceLive, Progress
 
 __all__ = ["Patience", "Watcher"]
 
@@ -78,7 +80,9 @@ class Watcher:
 
     def report(self, progress: Progress) -> None:
         """Show one progress line."""
-        self.last = progress
+        # One that tells of a change comes without the devices.
+        devices = progress.devices or ({} if self.last is None else self.last.devices)
+        self.last = msgspec.structs.replace(progress, devices=devices)
         if self._quiet:
             return
         if progress.event is not None:
@@ -88,13 +92,39 @@ class Watcher:
         rate = progress.step * self._plan.batch / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
         state = (
             f"round {progress.step}/{progress.steps}, epoch {progress.epoch}, loss {progress.loss:.4f}, "
-            f"{rate:.4g} samples/s (predicted {self._price.samples_per_s:.4g})"
+            f"{rate:.4g} samples/s (predicted {self._price.samples_per_s:.4g}){self._energy_text(devices)}"
         )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=progress.step, total=progress.steps, state=state)
         elif progress.step == progress.steps or time.monotonic() - self._line_s >= _LINE_EVERY_S:
             self._line_s = time.monotonic()
             click.echo(f"  {state}", err=True)
+
+    def _energy_text(self, devices: Mapping[str, DeviceLive]) -> str:
+        """Joules per sample, predicted beside them, watts by device, and what is left of a budget."""
+        known = {name: live for name, live in devices.items() if live.joules_per_sample is not None}
+        if not known:
+            return ""
+        silent = len(known) < len(devices)
+        per_sample_j = sum(live.joules_per_sample or 0.0 for live in known.values())
+        parts = [
+            f"{per_sample_j:.4g} J/sample (predicted {self._price.energy_j_per_sample:.4g}"
+            f"{', of ' + ' '.join(known) if silent else ''})"
+        ]
+        parts += [
+            f"{name} {live.power_w:.3g} W {live.joules_per_sample:.3g} J/sample (predicted {self._predicted_j(name)})"
+            for name, live in known.items()
+            if live.power_w is not None
+        ]
+        budget_j = self._plan.objective.budget_j
+        if budget_j is not None:
+            left_j = budget_j - sum(live.energy_j or 0.0 for live in known.values())
+            parts.append(f"{format_quantity(left_j, 'energy')} of the budget left")
+        return "; " + "; ".join(parts)
+
+    def _predicted_j(self, name: str) -> str:
+        causes = self._price.energy_j.get(name)
+        return "none" if causes is None else f"{sum(causes.values()) / self._plan.batch:.3g}"
 
 
 class Patience:

@@ -60,6 +60,7 @@ class RunOptions:
         rounds: Stop after so many rounds, or None.
         seed: Weights and order of the samples.
         sysroot: Prefix of the sensors' files.
+        replan: What is done when measured rounds disagree with the plan: ``off``, ``offer`` (say so) or ``auto``.
         recovery: Whether training goes on when a device is lost.
         losses_per_hour: How many devices are lost per hour, to weigh copies against rounds done again.
         checkpoint_rounds: Rounds between checkpoints; None: every ten minutes; 0: never.
@@ -76,6 +77,7 @@ class RunOptions:
     rounds: int | None
     seed: int
     sysroot: Path
+    replan: str = "offer"
     recovery: bool = True
     losses_per_hour: float = 0.1
     checkpoint_rounds: int | None = None
@@ -317,6 +319,7 @@ def _train_words(options: RunOptions) -> list[str]:
 
 def _recovery_arguments(options: RunOptions) -> list[str]:
     found = ["--losses-per-hour", str(options.losses_per_hour)] if options.recovery else ["--no-recovery"]
+    found += ["--replan", options.replan]
     if options.checkpoint_rounds is not None:
         found += ["--checkpoint-every", str(options.checkpoint_rounds or "never")]
     return found if options.resume is None else [*found, "--resume", str(options.resume)]

@@ -260,6 +260,7 @@ def _recovering(
     job: Job, file: ClusterFile, problem: Problem, options: RunOptions, coordinators: Sequence[tuple[str, int]]
 ) -> Recovering:  # fmt: skip
     """How training goes on after a loss: the repair of the plan, and how often stages without a replica are copied."""
+    from greentrain.cli._replan import reviser_of
     from greentrain.planners.repair import repair
     from greentrain.runtime.backups import backup_period, copy_energy_j
     from greentrain.runtime.worker import Recovering
@@ -291,8 +292,10 @@ def _recovering(
         (host, port + 1 + seat) for host, port in hosts for device, seat in seats.items() if device != job.device
     ]
     return Recovering(
-        repair=repaired, backup_rounds=backup_rounds, seat=seats[job.device], addresses=tuple(dict.fromkeys(addresses))
-    )
+        repair=repaired, backup_rounds=backup_rounds, seat=seats[job.device],
+        addresses=tuple(dict.fromkeys(addresses)),
+        revise=reviser_of(problem, plan, apply=options.replan == "auto") if options.replan != "off" else None,
+    )  # fmt: skip
 
 
 def _wider(problem: Problem, devices: frozenset[str], options: RunOptions) -> Problem:

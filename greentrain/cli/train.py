@@ -37,6 +37,13 @@ __all__ = ["command"]
     help="Rounds between checkpoints; every ten minutes by default.",
 )
 @click.option(
+    "--replan",
+    type=click.Choice(["off", "offer", "auto"]),
+    default="offer",
+    show_default=True,
+    help="Where measured rounds disagree with the plan: nothing, say what would gain, or move rows and layers.",
+)
+@click.option(
     "--recovery/--no-recovery",
     default=True,
     show_default=True,
@@ -65,7 +72,7 @@ __all__ = ["command"]
 @sysroot_option
 def command(
     plan_path: Path, run: str | None, cluster_path: Path, profiles: Path, epochs: int | None, rounds: int | None,
-    seed: int, resume: Path | None, checkpoint: str | None, recovery: bool, losses_per_hour: float,
+    seed: int, resume: Path | None, checkpoint: str | None, replan: str, recovery: bool, losses_per_hour: float,
     compress: str, precision: Precision, torch_device: str,
     device: str | None, coordinator: str | None, from_environment: bool, as_json: bool, sysroot: Path,
 ) -> None:  # fmt: skip
@@ -82,7 +89,7 @@ def command(
     plan = load_plan(plan_path)
     options = RunOptions(
         run=run, plan_path=plan_path, cluster_path=cluster_path, profiles=profiles, epochs=epochs, rounds=rounds,
-        seed=seed, sysroot=sysroot, recovery=recovery, losses_per_hour=losses_per_hour,
+        seed=seed, sysroot=sysroot, replan=replan, recovery=recovery, losses_per_hour=losses_per_hour,
         checkpoint_rounds=_checkpoint_rounds(checkpoint), resume=resume,
         training=read_training_options(compress, precision), torch_device=torch_device,
     )  # fmt: skip
@@ -108,7 +115,7 @@ def command(
 
 def _recovery_text(recovery: Recovery) -> str:
     names = [f"{', '.join(devices)} {what}" for devices, what in ((recovery.lost, "lost"), (recovery.joined, "joined"))
-             if devices]  # fmt: skip
+             if devices] or ["a new plan"]  # fmt: skip
     cost = "joules not measured" if recovery.energy_j is None else format_quantity(recovery.energy_j, "energy")
     repaired = "?" if recovery.repaired_s is None else f"{recovery.repaired_s:.2f} s"
     return f"{' and '.join(names)} in round {recovery.round + 1}, repaired in {repaired}, {cost}"

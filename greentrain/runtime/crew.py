@@ -109,6 +109,7 @@ class Crew:
         self.digests: defaultdict[str, dict[int, Digest]] = defaultdict(dict)
         self.losses: list[float] = []
         self.paused = False
+        self._pause_wanted = False
         self.gone: list[Life] = []
         self.change = Change(None, None)
         self._now = Change(None, None)
@@ -287,6 +288,11 @@ class Crew:
             hint="Look at what its other workers say.",
         )
 
+    def ask_pause(self) -> None:
+        """Have all meet after the next round. Call on the leader."""
+        with self._turn:
+            self._pause_wanted = True
+
     def finish(self) -> None:
         """The leader has all that the run leaves."""
         for device in self._membership.others:
@@ -364,7 +370,7 @@ class Crew:
             self._readies.clear()
             self._committed = form.round - 1
             self.losses = list(form.losses)
-            self.paused = False
+            self.paused = self._pause_wanted = False
             self._abort = None
         self._post(sent)
         for device in self._control.connect(_addresses(form.members), timeout_s=_CONNECT_S):
@@ -445,7 +451,7 @@ class Crew:
             generation=ready.generation, round=ready.round,
             loss=None if None in parts else math.fsum(part for part in parts if part is not None),
             digests={device: one.digest for device, one in self._readies.items() if one.digest is not None},
-            pause=bool(set(self._wishes) - set(membership.devices)),
+            pause=self._pause_wanted or bool(set(self._wishes) - set(membership.devices)),
         )  # fmt: skip
         self._readies.clear()
         self._take_commit(commit)

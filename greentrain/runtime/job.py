@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,13 +13,26 @@ from greentrain.plan import Plan
 from greentrain.runtime.checkpoints import Resumed
 from greentrain.runtime.control import Address
 from greentrain.runtime.course import Course
+from greentrain.runtime.live import UsualRound
 from greentrain.runtime.messages import RankResult
 from greentrain.runtime.options import TrainingOptions
 from greentrain.summary import Recovery
 from greentrain.training_data import TrainingData
 from greentrain.workloads.workload import Workload
 
-__all__ = ["Job", "Recovering", "Trained", "TrainedModel"]
+__all__ = ["Job", "Recovering", "Revision", "Trained", "TrainedModel"]
+
+
+class Revision(NamedTuple):
+    """What measured rounds say of the plan.
+
+    Attributes:
+        text: What disagrees and what would be better, in words; None where nothing does.
+        plan: The plan to go on with from the next round; None to stay.
+    """
+
+    text: str | None
+    plan: Plan | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +45,15 @@ class Recovering:
         backup_rounds: Rounds between the copies of stages that one device holds, for a plan.
         seat: This device's number in the ledger: its rank in the plan; others come after.
         addresses: Control planes where a run that goes on may be found.
+        revise: Asked on the leader now and then, with the present plan and its usual round; it may take seconds. None:
+            the plan stays.
     """
 
     repair: Callable[[Plan, frozenset[str], frozenset[str]], Plan]
     backup_rounds: Callable[[Plan], int]
     seat: int
     addresses: tuple[Address, ...] = ()
+    revise: Callable[[Plan, UsualRound], Revision] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

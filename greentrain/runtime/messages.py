@@ -10,7 +10,7 @@ from greentrain.ledger import LedgerRow
 from greentrain.power import Source
 from greentrain.summary import Recovery
 
-__all__ = ["PEERS_LOST", "Digest", "Progress", "RankResult", "rank_ledger_path", "rank_ledger_paths"]
+__all__ = ["PEERS_LOST", "DeviceLive", "Digest", "Progress", "RankResult", "rank_ledger_path", "rank_ledger_paths"]
 
 # By these words the launcher tells a rank that lost a peer from the one that failed of itself.
 PEERS_LOST = "lost its peers"
@@ -26,6 +26,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
         energy_j: Joules; None when not measured.
         error_j: ± joules.
         cpu_s: Processor seconds.
+        busy_s: Seconds in which it computed.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     energy_j: float | None
     error_j: float | None
     cpu_s: float
+    busy_s: float = 0.0
 
 
 class RankResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +76,20 @@ class RankResult(msgspec.Struct, frozen=True, kw_only=True):
     recoveries: tuple[Recovery, ...] = ()
 
 
+class DeviceLive(msgspec.Struct, frozen=True, kw_only=True):
+    """A device while it trains; None where its meter does not tell.
+
+    Attributes:
+        power_w: Over the last round that is known.
+        energy_j: Since the start of the run.
+        joules_per_sample: Over the rounds that it metered.
+    """
+
+    power_w: float | None
+    energy_j: float | None
+    joules_per_sample: float | None
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """A line for the person who watches; ``event`` says what has changed besides. No loss before the first round."""
 
@@ -83,6 +99,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None
     elapsed_s: float
     event: str | None = None
+    devices: dict[str, DeviceLive] = {}
 
 
 def rank_ledger_path(run_dir: Path, rank: int, generation: int = 0) -> Path:

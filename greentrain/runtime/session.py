@@ -121,6 +121,7 @@ class Session:
         begin_s: Monotonic instant of the start of the run.
         recoveries: So far.
         moved_bytes: What arrived here in the last change.
+        proposal: The plan that the leader wants to go on with when all meet; None: the present one.
     """
 
     job: Job
@@ -133,6 +134,7 @@ class Session:
     begin_s: float = 0.0
     recoveries: list[Recovery] = field(default_factory=list[Recovery])
     moved_bytes: int = 0
+    proposal: Plan | None = None
     _copies: Copies = field(default_factory=Copies)
     _backups: Backups | None = None
     _executor: Executor | None = None
@@ -280,7 +282,11 @@ class Session:
         lost = frozenset(self.plan.devices) - alive.keys() - joined.keys()
         new = frozenset({**alive, **joined}) - set(self.plan.devices)
         back = joined.keys() & set(self.plan.devices)
-        plan = self.job.recovering.repair(self.plan, lost, new | back)
+        proposal, self.proposal = self.proposal, None
+        if proposal is not None and not lost and not new and not back:
+            plan = proposal
+        else:
+            plan = self.job.recovering.repair(self.plan, lost, new | back)
         members = tuple({**alive, **joined}[device] for device in plan.devices)
         host, port = self.crew.host, free_port()
         # It must listen before the others hear of it.

@@ -26,7 +26,9 @@ from greentrain.runtime.executor import TimedAction
 from greentrain.runtime.forward import random_seed
 from greentrain.runtime.group import PeersLostError
 from greentrain.runtime.job import Job
-from greentrain.runtime.messages import Digest, Progress, RankResult, rank_ledger_path
+from greentrain.runtime.live import LiveView
+from greentrain.runtime.messages import DeviceLive, Digest, Progress, RankResult, rank_ledger_path
+from greentrain.runtime.reviser import Reviser
 from greentrain.runtime.session import Session, stage_of
 from greentrain.runtime.states import take
 from greentrain.runtime.wire import Form
@@ -103,6 +105,8 @@ class Trainer:
     _cpu_s: float = 0.0
     _ready_s: float = 0.0
     _order: tuple[int, np.ndarray] | None = None
+    _live: LiveView = field(init=False)
+    _reviser: Reviser | None = field(init=False)
     _writer: LedgerWriter = field(init=False)
     _checkpoints: Checkpoints = field(init=False)
 
@@ -111,6 +115,9 @@ class Trainer:
         self._generation = crew.generation if crew is not None else 0
         self._writer = LedgerWriter(rank_ledger_path(self.job.run_dir, self.seat, self._generation))
         self._checkpoints = Checkpoints(self.job.run_dir, self.say)
+        self._live = LiveView(self.job.plan.batch)
+        revise = None if self.job.recovering is None else self.job.recovering.revise
+        self._reviser = None if revise is None else Reviser(revise)
         self._end_s = time.monotonic()
         self._cpu_s = time.process_time()
 
@@ -143,6 +150,7 @@ class Trainer:
                 self._check(loss, step)
             self._record(step, time.monotonic(), timed, copied)
             self._report(step, loss)
+            self._revise()
             self._checkpoint()
             epoch, number = divmod(step, job.rounds_per_epoch)
             if number == job.rounds_per_epoch - 1:
@@ -254,6 +262,7 @@ class Trainer:
         self.session.digest = Digest(
             step=step, t_start_s=start_s - self.session.begin_s, duration_s=end_s - start_s, energy_j=energy.energy_j,
             error_j=energy.error_j, cpu_s=self._cpu_s_S[step],
+            busy_s=sum(entry.duration_s for entry in timed if entry.action.kind in ("F", "B", "U")),
         )  # fmt: skip
 
     def _append(self, rows: list[LedgerRow]) -> None:
@@ -331,7 +340,7 @@ class Trainer:
 
     def _tell(self, found: Form, repaired_s: float | None) -> None:
         parts = [f"{', '.join(names)} {what}" for names, what in ((found.lost, "lost"), (found.joined, "joined"))
-                 if names]  # fmt: skip
+                 if names] or ["a new plan"]  # fmt: skip
         redone = found.reached - found.round
         event = (
             f"{' and '.join(parts)}; {', '.join(member.device for member in found.members)} go on with round "
@@ -359,7 +368,32 @@ class Trainer:
         self.report(
             Progress(
                 step=step + 1, steps=self.job.rounds_n, epoch=step // self.job.rounds_per_epoch + 1, loss=shown,
-                elapsed_s=self._end_s - self.session.begin_s,
+                elapsed_s=self._end_s - self.session.begin_s, devices=self._devices_live(),
+            )
+        )  # fmt: skip
+
+    def _devices_live(self) -> dict[str, DeviceLive]:
+        crew, digest = self.session.crew, self.session.digest
+        # Of the others the round before is known; a device that is alone knows its own.
+        self._live.take({self.job.device: {} if digest is None else {digest.step: digest}} if crew is None
+                        else crew.digests)  # fmt: skip
+        return self._live.devices()
+
+    def _revise(self) -> None:
+        """Hold the last rounds against the plan, on the leader; a better plan is taken after the next round."""
+        session, crew = self.session, self.session.crew
+        if self._reviser is None or crew is None or session.group.rank != 0 or crew.paused:
+            return
+        revision = self._reviser.look(session.plan, session.done, crew.digests)
+        if revision is None or revision.text is None:
+            return
+        if revision.plan is not None and session.done < self.job.rounds_n:
+            session.proposal = revision.plan
+            crew.ask_pause()
+        self.report(
+            Progress(
+                step=session.done, steps=self.job.rounds_n, epoch=(session.done - 1) // self.job.rounds_per_epoch + 1,
+                loss=crew.losses[-1], elapsed_s=self._end_s - session.begin_s, event=revision.text,
             )
         )  # fmt: skip
 
