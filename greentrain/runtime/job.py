@@ -12,7 +12,6 @@ from torch import Tensor
 from greentrain.plan import Plan
 from greentrain.runtime.checkpoints import Resumed
 from greentrain.runtime.control import Address
-from greentrain.runtime.course import Course
 from greentrain.runtime.live import UsualRound
 from greentrain.runtime.messages import RankResult
 from greentrain.runtime.options import TrainingOptions
@@ -82,7 +81,6 @@ class Job:
         recovering: How training goes on after a loss; None: it ends.
         resumed: The checkpoint to start from; None: from the seed.
         checkpoint_rounds: Rounds between checkpoints; None: never.
-        course: What the run does besides its rounds. Only the plain one goes on after a loss or from a checkpoint.
         check_fresh: Called before a run that nobody is in yet; raises where an earlier one would be written over.
     """
 
@@ -107,7 +105,6 @@ class Job:
     checkpoint_rounds: int | None = None
     options: TrainingOptions = field(default_factory=TrainingOptions)
     torch_device: str = "cpu"
-    course: Course = field(default_factory=Course)
     check_fresh: Callable[[], None] = lambda: None
 
     @property

@@ -161,7 +161,6 @@ class Session:
             stage = stage_of(self.plan, self.job.device)
             put(executor, stage.start, self.maker.origin(stage.start, stage.stop))
         self._settle(group, executor)
-        self.job.course.begin(executor, group)
 
     def before_round(self) -> int:
         """Go on with the copies of stages that one device holds; returns the bytes that travelled."""

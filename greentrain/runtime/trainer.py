@@ -140,7 +140,6 @@ class Trainer:
             if commit is not None:
                 session.executor.commit = self._noting(commit)
             rows = RoundRows(job, session.plan, self._samples(step))
-            session.executor.observe = lambda micro, rows=rows: job.course.forwarded(rows.chosen(micro))
             try:
                 loss, timed = session.executor.run_round(rows, learning_rate=rate, seed=random_seed(job.seed, step))
             finally:
@@ -152,9 +151,6 @@ class Trainer:
             self._report(step, loss)
             self._revise()
             self._checkpoint()
-            epoch, number = divmod(step, job.rounds_per_epoch)
-            if number == job.rounds_per_epoch - 1:
-                job.course.epoch_ended(epoch, session.executor, session.group)
         return self._end_s - session.begin_s
 
     def recover(self) -> bool:
@@ -230,7 +226,7 @@ class Trainer:
         job = self.job
         epoch, number = divmod(step, job.rounds_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            order = job.course.order(job.seed, epoch, len(job.data.train_targets))
+            order = np.random.default_rng((job.seed, epoch)).permutation(len(job.data.train_targets))
             self._order = epoch, order
         return self._order[1][number * job.plan.batch : (number + 1) * job.plan.batch]
 
