@@ -183,9 +183,11 @@ def _parsed(content: bytes, lacking: tuple[str, ...]) -> LedgerTable:
             return Words(("",), np.zeros(rows_n, dtype=np.int64))
         column = frame[name].cat
         index_N = column.codes.to_numpy().astype(np.int64)
-        if (index_N < 0).any():
-            raise ValueError(f"column {name}: a line has too few cells")
-        return _in_order(tuple(map(str, column.categories)), index_N)
+        listed = tuple(map(str, column.categories))
+        # A line that ends early is filled up; where a cell is really empty, the careful reader takes it.
+        if (index_N < 0).any() or "" in listed:
+            raise ValueError(f"column {name} has an empty cell, or a line has too few")
+        return _in_order(listed, index_N)
 
     source = words("source")
     if not set(source.listed) <= {"measured", "modelled"}:
