@@ -50,7 +50,8 @@ def _own_files(workload: str | None) -> list[str]:
         return []
     from greentrain.workloads import load_workload
 
-    specs = (workload, load_workload(workload).dataset)
+    dataset = load_workload(workload).dataset
+    specs = (workload, dataset if isinstance(dataset, str) else "")
     return [spec.rpartition(":")[0] for spec in specs if is_file_spec(spec)]
 
 

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+
 from greentrain.errors import RunError
 
-__all__ = ["greentrain", "lab_down", "measure_nodes"]
+__all__ = ["greentrain", "lab_down", "measure_links", "measure_nodes"]
 
+_LINK_PORT = 25201
 _COMMAND = [sys.executable, "-m", "greentrain.cli"]
 
 
@@ -38,3 +41,32 @@ def measure_nodes(folder: Path, lab: str, model: str) -> None:
         measure = [*_COMMAND, "measure", "--device", "jetson", "--model", model]
         greentrain(folder, "lab", "exec", "--name", lab, "--all", "--", *measure)
         measured.touch()
+
+
+def measure_links(folder: Path, lab: str, bandwidth: str) -> None:
+    """Measure the links between all nodes of a lab, with joules and processor seconds per byte, once per bandwidth."""
+    measured = folder / f"links-{bandwidth}.measured"
+    if measured.exists():
+        return
+    for old in (folder / "profiles").glob("*.link.json"):
+        old.unlink()
+    status = subprocess.run(
+        [*_COMMAND, "lab", "status", "--name", lab, "--json"], cwd=folder, capture_output=True, check=True
+    )
+    nodes = [(node["name"], node["address"]) for node in msgspec.json.decode(status.stdout)["nodes"]]
+    for index, (server, address) in enumerate(nodes[:-1]):
+        inside = [*_COMMAND, "lab", "exec", "--name", lab, server, "--"]
+        serving = subprocess.Popen(
+            [*inside, *_COMMAND, "measure", "--link-serve", str(_LINK_PORT), "--id", server],
+            cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert serving.stderr is not None
+            serving.stderr.readline()  # It says so when it answers.
+            for client, _ in nodes[index + 1 :]:
+                link = [*_COMMAND, "measure", "--link", f"{address}:{_LINK_PORT}", "--id", client]
+                greentrain(folder, "lab", "exec", "--name", lab, client, "--", *link)
+        finally:
+            serving.terminate()
+            serving.communicate()
+    measured.touch()

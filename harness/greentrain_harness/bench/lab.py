@@ -18,7 +18,7 @@ from typing import NamedTuple
 from greentrain.errors import GreentrainError, RunError
 from greentrain.files import read_json
 from greentrain.summary import SUMMARY_SCHEMA, Summary
-from greentrain_harness.bench._lab_commands import greentrain, lab_down, measure_nodes
+from greentrain_harness.bench._lab_commands import greentrain, lab_down, measure_links, measure_nodes
 from greentrain_harness.bench._lab_table import Row, agreement_table, plans_table, ratios_table, read_rows, write_rows
 
 __all__ = ["main"]
@@ -95,6 +95,7 @@ def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[
         greentrain(folder, "lab", "up", "--name", name, "--quotas", case.quotas, "--bandwidth", case.bandwidth)
         for model in dict.fromkeys(model for model, _ in wanted):
             measure_nodes(folder, name, model)
+        measure_links(folder, name, case.bandwidth)
         greentrain(folder, "cluster", "init", "--lab", name, "--force")
         for number, (model, plan) in enumerate(wanted):
             row = _row(folder, case, model, plan, f"{case.bandwidth}-{number}", options)
