@@ -48,7 +48,7 @@ def measure_links(folder: Path, lab: str, bandwidth: str) -> None:
     measured = folder / f"links-{bandwidth}.measured"
     if measured.exists():
         return
-    for old in (folder / "profiles").glob("*.link.json"):
+    for old in (folder / "profiles").glob("*.links.json"):
         old.unlink()
     status = subprocess.run(
         [*_COMMAND, "lab", "status", "--name", lab, "--json"], cwd=folder, capture_output=True, check=True
