@@ -161,7 +161,7 @@ def run_all(folder: Path, first: case.Groups, cached: dict[str, int]) -> list[Ph
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 )
             )  # fmt: skip
-        outputs = [process.communicate(timeout=155) for process in processes]
+        outputs = [process.communicate(timeout=55) for process in processes]
     finally:
         for process in processes:
             process.kill()
