@@ -48,9 +48,10 @@ _FEW_CONFIGURATIONS = 2_000
 _MOST_CONFIGURATIONS = 150_000
 # Windows with more ways to run a stage are looked at quickly first.
 _QUICK_LOOK = 3_000
-# A search that takes longer than this part of its time looks at the plans of these planners too, the last one first.
-_BASELINES_AFTER = 0.5
-_BASELINES = ("dapple", "asteroid", "pipeline", "data-equal", "data")
+# A search that takes longer than this part of its time looks at the plans of these planners too, the last one first,
+# and at the others later by such parts.
+_BASELINES_AFTER, _BASELINES_APART = 0.2, 0.1
+_BASELINES = ("pipeline", "dapple", "data-equal", "data", "asteroid")
 
 
 def plan(
@@ -190,7 +191,8 @@ class _Search:
                 continue
             try:
                 self.space.check_time()
-                if baselines and time.monotonic() > begun_s + _BASELINES_AFTER * (self.space.stop_at_s - begun_s):
+                part = _BASELINES_AFTER + _BASELINES_APART * (len(_BASELINES) - len(baselines))
+                if baselines and time.monotonic() > begun_s + part * (self.space.stop_at_s - begun_s):
                     self._offer_baseline(baselines.pop())
                 else:
                     self._look(least)
