@@ -110,6 +110,7 @@ def _carbon_card(report: RunReport) -> Html:
     shown, unit = carbon_mass(account.operational_kg)
     per_sample, sample_unit = carbon_mass(account.operational_kg_per_sample)
     lead = f"{per_sample} {sample_unit} per sample, at " if account.operational_kg_per_sample is not None else "at "
+    lead = lead if report.headline.complete else f"incomplete, as the joules are; {lead}"
     text = esc(f"{lead}{grid_words(report)}. Operation only; the making of the devices is under Carbon.")
     return card("Carbon", exact(account.operational_kg, shown), f"{unit} CO₂e" if unit else "", text)
 

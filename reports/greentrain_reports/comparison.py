@@ -51,14 +51,12 @@ class RunFigures(msgspec.Struct, frozen=True, kw_only=True):
         source: Where its joules come from.
         samples_per_s: Throughput.
         round_s: Median seconds per round.
-        rounds_n: Rounds completed.
     """
 
     joules_per_sample: float | None
     source: str | None
     samples_per_s: float | None
     round_s: float | None
-    rounds_n: int | None
 
 
 def comparison(
@@ -75,17 +73,15 @@ def comparison(
     names = [device.device for device in devices]
     simulated = round_table(run.predicted_rows) if run.predicted_rows is not None else None
     peaks = run.summary.measured.peak_bytes if run.summary is not None else {}
-    rounds_n = figures.rounds_n
     found = [
         _row("energy_j_per_sample", "J/sample", "all", per_sample_j, figures.joules_per_sample, figures.source),
         _row("samples_per_s", "samples/s", "all", samples_per_s, figures.samples_per_s),
         _row("round_s", "s", "all", round_s, figures.round_s),
     ]
     for device in devices:
-        recorded_j = device.energy_j / rounds_n if device.energy_j is not None and rounds_n else None
         cause_j = predicted_j.get(device.device)
         left_j = sum(cause_j.values()) if cause_j is not None else None
-        found.append(_row("energy_j_per_round", "J", device.device, left_j, recorded_j, device.source))
+        found.append(_row("energy_j_per_round", "J", device.device, left_j, device.energy_j_per_round, device.source))
     for name in names:
         busy_s = estimate.busy_s.get(name) if estimate is not None else None
         found.append(_row("compute_s_per_round", "s", name, busy_s, _mean_compute_s(rounds, name)))

@@ -152,8 +152,7 @@ def curves_picture(device: DeviceCurves) -> Picture:
     return _picture(
         f"curves-{device.device}", fill, len(device.curves),
         alternative=f"Power of {device.device} over its throughput share at each operating point: {words}.",
-        caption=f"{device.device}: {_dots(device)}the pale band is the stated ± of the curve. "
-        "A dashed curve is modelled.",
+        caption=f"{device.device}: {_dots(device)}a dashed curve is modelled.",
     )  # fmt: skip
 
 
@@ -225,6 +224,8 @@ def _dots(device: DeviceCurves) -> str:
     parts = ["dots are measured windows, "] if any(drawn.windows for drawn in device.curves) else []
     if any(drawn.recorded is not None for drawn in device.curves):
         parts.append("the diamond is the mean of this run, ")
+    if any(drawn.curve.band_w is not None or drawn.curve.band_w_X is not None for drawn in device.curves):
+        parts.append("the pale band is the stated ± of the curve, ")
     return "".join(parts)
 
 

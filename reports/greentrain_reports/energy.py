@@ -36,6 +36,7 @@ class DeviceEnergy(msgspec.Struct, frozen=True, kw_only=True):
         device: Its id.
         ranks: Its ranks; empty when it took no part.
         energy_j: Joules; None when not recorded.
+        energy_j_per_round: Joules of a round, mean over the rounds that have any; None when none has.
         error_j: ± joules, the rounds' errors added up; None when not known.
         cause_j: Joules by cause, which add up exactly to ``energy_j``; None when not attributed.
         source: ``measured``, ``modelled`` or ``mixed``; None when nothing was recorded.
@@ -46,6 +47,7 @@ class DeviceEnergy(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     ranks: tuple[int, ...]
     energy_j: float | None
+    energy_j_per_round: float | None
     error_j: float | None
     cause_j: dict[str, float] | None
     source: str | None
@@ -106,10 +108,12 @@ def device_energy(
     if energy_j is not None and causes_j and sum(causes_j.values()) > 0:
         cause_j = dict(zip(causes_j, split_energy_j(energy_j, tuple(causes_j.values())), strict=True))
     first = int(np.argmax(own_N)) if own_N.any() else None
+    seen_n = len(np.unique(table.step_N[chosen_N]))
     return DeviceEnergy(
         device=device,
         ranks=tuple(int(rank) for rank in np.unique(table.rank_N[own_N & (table.rank_N >= 0)])),
         energy_j=energy_j,
+        energy_j_per_round=energy_j / seen_n if energy_j is not None else None,
         error_j=total_error_j(table, chosen_N),
         cause_j=cause_j,
         source=source_of(table.source.listed[int(index)] for index in np.unique(table.source.index_N[chosen_N])),

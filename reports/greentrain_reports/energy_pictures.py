@@ -108,12 +108,12 @@ def runs_picture(reports: Sequence[RunReport]) -> Picture | None:
 
 
 def _round_bars(report: RunReport) -> Sequence[_Bar]:
-    rounds_n = report.headline.rounds
     bars: list[_Bar] = []
     for device in report.devices:
-        if device.energy_j is not None and rounds_n:
+        if device.energy_j is not None and device.energy_j_per_round is not None:
             parts_j = device.cause_j or {"other": device.energy_j}
-            shown = {cause: energy_j / rounds_n for cause, energy_j in parts_j.items()}
+            scale = device.energy_j_per_round / device.energy_j if device.energy_j > 0 else 0.0
+            shown = {cause: energy_j * scale for cause, energy_j in parts_j.items()}
             bars.append((device.device, device.source or "recorded", shown, False))
         if device.device in report.predicted_cause_j:
             bars.append((device.device, "predicted", report.predicted_cause_j[device.device], True))

@@ -96,7 +96,7 @@ def runs_section(reports: Sequence[RunReport], base: RunReport) -> Html:
     heads = (
         "run", "J/sample", f"against {base.run.name}", "samples/s", "energy", "CO₂e", "accuracy", "split", "source",
     )  # fmt: skip
-    listed = table("Runs side by side", heads, [cells(report) for report in reports], numeric=(1, 2, 3, 4, 5, 6))
+    listed = table("Figures of every run", heads, [cells(report) for report in reports], numeric=(1, 2, 3, 4, 5, 6))
     picture = runs_picture(reports)
     same = len({report.run.plan.model for report in reports if report.run.plan is not None}) <= 1
     warning = Html("" if same else "<p>These runs trained different models: their samples are not alike.</p>")

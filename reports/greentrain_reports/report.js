@@ -61,6 +61,16 @@
     });
   }
 
+  // What is folded away on a screen is wanted on paper.
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const part of folded) part.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const part of folded) part.open = false;
+  });
+
   for (const legend of document.querySelectorAll(".legend")) {
     for (const entry of legend.querySelectorAll("li[data-switch]")) {
       const button = document.createElement("button");

@@ -108,7 +108,7 @@ def build_report(run: RunFolder, basis: CarbonBasis) -> RunReport:
     headline = msgspec.structs.replace(headline, co2e_kg=carbon.operational_kg)
     figures = RunFigures(
         joules_per_sample=headline.joules_per_sample, source=headline.source, samples_per_s=headline.samples_per_s,
-        round_s=headline.round_s, rounds_n=headline.rounds,
+        round_s=headline.round_s,
     )  # fmt: skip
     predicted_j = predicted_cause_j(run)
     number = typical_round(rounds) if rounds is not None else None
@@ -167,6 +167,7 @@ def _devices(run: RunFolder) -> tuple[DeviceEnergy, ...]:
                 device=name,
                 ranks=tuple(rank for rank, device in enumerate(listed) if device == name),
                 energy_j=summary.energy_j_by_device.get(name),
+                energy_j_per_round=_of_rounds(summary.energy_j_by_device.get(name), summary.rounds),
                 error_j=None,
                 cause_j=causes_j.get(name),
                 source=summary.source if name in summary.energy_j_by_device else None,
@@ -181,6 +182,10 @@ def _devices(run: RunFolder) -> tuple[DeviceEnergy, ...]:
         device_energy(name, table, counted_N, causes_j=causes_j.get(name), note=notes.get(name, ""))
         for name in dict.fromkeys((*planned, *listed, *table.device.listed))
     )
+
+
+def _of_rounds(energy_j: float | None, rounds_n: int) -> float | None:
+    return energy_j / rounds_n if energy_j is not None and rounds_n else None
 
 
 def _headline(

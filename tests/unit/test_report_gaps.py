@@ -191,3 +191,18 @@ def test_without_recoveries_there_is_no_such_section(tmp_path: Path) -> None:
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     files = write_report([make_run(tmp_path / "one"), make_run(tmp_path / "two")], basis=GRID, formats=["csv"])
     assert [report.run.name for report in files.reports] == ["demo (one)", "demo (two)"]
+
+
+def test_rounds_without_joules_do_not_lower_the_joules_of_a_round(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", rounds_s=[0.1] * 10)
+    (folder / "summary.json").unlink()
+    rows = [
+        msgspec.structs.replace(row, energy_j=None, error_j=None) if row.device == "slow" and row.step < 5 else row
+        for row in ledger_rows([0.1] * 10)
+    ]
+    write_ledger(folder / "ledger.csv", rows)
+    report = build_report(load_run(folder), BASIS)
+    slow = next(device for device in report.devices if device.device == "slow")
+    assert slow.energy_j_per_round == pytest.approx(0.57, rel=1e-4)
+    row = next(row for row in report.comparison if (row.quantity, row.device) == ("energy_j_per_round", "slow"))
+    assert row.measured == slow.energy_j_per_round
