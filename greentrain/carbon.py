@@ -113,8 +113,8 @@ class IntensitySeries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise UsageError(f"{self.source}: a load without energy has no mean intensity.")
         if start_s.min() < self.edge_s[0] or stop_s.max() > self.edge_s[-1]:
             raise UsageError(
-                f"{self.source}: does not cover the {format_quantity(float(stop_s.max() - start_s.min()), 'time')} of the "
-                "run.",
+                f"{self.source}: does not cover the run's "
+                f"{format_quantity(float(stop_s.max() - start_s.min()), 'time')}.",
                 hint="Give a series of the hours in which it ran.",
             )
         long = duration_s > 0

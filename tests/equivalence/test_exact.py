@@ -113,9 +113,8 @@ def test_the_optimum_is_that_of_brute_force_with_layers_that_every_device_comput
         if seed % 2:
             problem = with_random_network(problem, rng)
         sharing: Sharing = ("tensor_sequence", "tensor", "tensor_sequence", "sequence", "tensor_sequence")[seed % 5]
-        parallelism: Parallelism = "hybrid" if seed % 5 == 0 else "any"
-        if sharing in ("tensor", "sequence"):
-            parallelism = sharing
+        wanted: Parallelism = "hybrid" if seed % 5 == 0 else "any"
+        parallelism: Parallelism = sharing if sharing in ("tensor", "sequence") else wanted
         problem = msgspec.structs.replace(problem, parallelism=parallelism)
         plans = [
             plan

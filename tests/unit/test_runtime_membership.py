@@ -48,8 +48,8 @@ def report(
     holdings: tuple[Holding, ...] = (),
 ) -> Report:  # fmt: skip
     return Report(
-        generation=membership.generation, member=members(membership.device)[0], members=membership.devices, lost=dict(membership.lost), done=done,
-        ready=ready, own=own, holdings=holdings,
+        generation=membership.generation, member=members(membership.device)[0], members=membership.devices,
+        lost=dict(membership.lost), done=done, ready=ready, own=own, holdings=holdings,
     )  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def plan_of(*devices: str) -> Plan:
 def form_of(decision: Decision) -> Form:
     return Form(
         generation=decision.generation, members=members(*decision.devices), plan=plan_of(*decision.devices),
-        round=decision.round, reached=decision.reached, kept=decision.kept, host="h", port=1, recoveries=(), lost=decision.lost,
-        joined=(), elapsed_s=0.0, losses=(),
+        round=decision.round, reached=decision.reached, kept=decision.kept, host="h", port=1, recoveries=(),
+        lost=decision.lost, joined=(), elapsed_s=0.0, losses=(),
     )  # fmt: skip
 
 
