@@ -7,8 +7,6 @@ optimizer's state, so that a run that was cut short goes on from its last whole 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +39,7 @@ from greentrain.runtime.executor import Executor
 from greentrain.runtime.group import Hello, RunGroup, join, plain
 from greentrain.runtime.messages import Progress
 from greentrain.runtime.redistribution import Traffic, redistribute
+from greentrain.runtime.resident import peak_bytes
 from greentrain.workloads.adapters.pairs import PairBlock
 from greentrain.workloads.workload import Tensors, Workload, block_outputs, structure_sha256
 
@@ -278,7 +277,7 @@ class _Phase:
     moved_span: tuple[float, float] | None = None
     refilled: int = 0
     _begun_s: float = field(default_factory=time.monotonic)
-    _base_bytes: int = field(default_factory=lambda: _peak_bytes())
+    _base_bytes: int = field(default_factory=peak_bytes)
 
     def executor(self, blocks: Sequence[nn.Module]) -> Executor:
         """The executor of this device's stage."""
@@ -407,7 +406,7 @@ class _Phase:
         return PhaseReport(
             device=self.job.device, phase=self.name, epochs=tuple(epochs), moved=self.moved, moved_s=moved_s,
             moved_j=moved_j, refilled=self.refilled, process_j=self._joules(self._begun_s, end_s, None)[0],
-            process_s=end_s - self._begun_s, peak_bytes=max(_peak_bytes() - self._base_bytes, 0),
+            process_s=end_s - self._begun_s, peak_bytes=max(peak_bytes() - self._base_bytes, 0),
             cache_bytes=stores.size_bytes if stores is not None else 0,
             rms_error_ratio=stores.rms_error_ratio if stores is not None else None,
             source=recorder.source if recorder else "modelled", meter=recorder.name if recorder else "none",
@@ -487,8 +486,3 @@ def cached_epoch_order(job_seed: int, first: Plan, cached: Plan, samples_n: int)
         return first_order if epoch == 0 else cached_order(cached, owners, seed=job_seed, epoch=epoch)
 
     return order
-
-
-def _peak_bytes() -> int:
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -56,6 +56,7 @@ class StageMaker:
                 f"this machine builds {built[:12]}.",
                 hint="Install the same versions on every device, then measure and schedule again.",
             )
+        self.built_bytes: int = sum(tensor.nbytes for block in blocks for tensor in block.state_dict().values())
         # Only the first stage is made of them: the rest of the model needs no memory for long.
         self._fresh: list[nn.Module] | None = blocks
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from greentrain.runtime.group import PeersLostError
 from greentrain.runtime.job import Job
 from greentrain.runtime.live import LiveView
 from greentrain.runtime.messages import DeviceLive, Digest, Progress, RankResult, rank_ledger_path
+from greentrain.runtime.resident import reset_peak
 from greentrain.runtime.reviser import Reviser
 from greentrain.runtime.session import Session, stage_of
 from greentrain.runtime.states import take
@@ -36,7 +35,7 @@ from greentrain.sharing import slices
 from greentrain.summary import Recovery
 from greentrain.workloads.workload import Tensors, learning_rate_at
 
-__all__ = ["Trainer", "resident_peak_bytes"]
+__all__ = ["Trainer"]
 
 # A round that the meter missed a larger part of has no joules: they would be too few.
 _GAP_RATIO = 0.05
@@ -124,6 +123,8 @@ class Trainer:
     def begin(self) -> None:
         """All start their clocks together. Call on the members of the first generation."""
         self.session.group.barrier()
+        # What the whole model took while it was built is no part of training.
+        reset_peak()
         self.session.begin_s = self._end_s = time.monotonic()
         self._cpu_s = time.process_time()
 
@@ -434,9 +435,3 @@ def meter_text(recorder: EnergyRecorder | None) -> str:
     if recorder is None:
         return "none"
     return f"{recorder.name}{f': {recorder.note}' if recorder.note else ''}"
-
-
-def resident_peak_bytes() -> int:
-    """Largest memory of this process so far."""
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

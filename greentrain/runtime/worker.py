@@ -16,10 +16,11 @@ from greentrain.runtime.group import Hello, PeersLostError, RunGroup, join, plai
 from greentrain.runtime.job import Job, Recovering, Trained, TrainedModel
 from greentrain.runtime.messages import Progress, RankResult
 from greentrain.runtime.network import address_towards
+from greentrain.runtime.resident import peak_bytes, resident_bytes
 from greentrain.runtime.session import Session, StageMaker, stage_of
 from greentrain.runtime.split_layer import named_parts
 from greentrain.runtime.split_weights import gather_named
-from greentrain.runtime.trainer import Trainer, meter_text, resident_peak_bytes
+from greentrain.runtime.trainer import Trainer, meter_text
 from greentrain.runtime.wire import Form
 from greentrain.summary import Recovery
 
@@ -60,10 +61,11 @@ def train(
             f"fewer than the batch of {job.plan.batch}.",
             hint="Schedule with a smaller --batch.",
         )
-    base_bytes = resident_peak_bytes()
     maker = StageMaker(job)
     hello = _hello(job, recorder)
     maker.warm_up()
+    # The libraries are loaded by now; the model counts from its first byte.
+    base_bytes = resident_bytes() - maker.built_bytes
     crew = _crew(job, hello, maker, say)
     session = Session(job=job, maker=maker, crew=crew, plan=job.plan, done=job.first_round)
     try:
@@ -154,7 +156,7 @@ def _finish(
     """Hand everything to the leader, and stay until it has been kept."""
     session, crew = trainer.session, trainer.session.crew
     group = session.group
-    own = trainer.result(max(resident_peak_bytes() - base_bytes, 0))
+    own = trainer.result(max(peak_bytes() - base_bytes, 0))
     gathered = group.gather_bytes(msgspec.json.encode(own))
     model = _gather_parameters(session, group)
     if group.rank != 0:
