@@ -38,8 +38,8 @@ _MOST_VECTORS = 200
 # Planners for all devices: those that are looked at first where time is wanted, and those that are looked at last.
 _FASTEST = ("asteroid",)
 _BASELINES = ("data", "data-equal", "asteroid", "dapple")
-# Part of the time for the sets of devices; the rest is for the bound.
-_PART_TO_SEARCH = 0.7
+# Parts of the time until which sets of devices are searched, the bound is looked for, and plain planners may begin.
+_SEARCH_UNTIL, _BOUND_UNTIL, _BEGIN_UNTIL = 0.6, 0.95, 0.7
 # Rounds between the fastest plan and the leanest one for which a frontier looks for the leanest plan.
 _FRONTIER_STEPS_N = 6
 
@@ -62,17 +62,19 @@ def plan(
         fastest = plan(minimising_time(problem), time_limit_s=time_limit_s / 2, progress=progress)
         assert fastest.estimate is not None
         limited = slowdown_as_deadline(problem, fastest.estimate.step_s)
-    search = _Beam(limited, begun_s + _PART_TO_SEARCH * time_limit_s, progress)
+    search = _Beam(limited, begun_s + _SEARCH_UNTIL * time_limit_s, progress)
     search.run()
     search.best = search.best or fastest
+    bound_until_s = begun_s + _BOUND_UNTIL * time_limit_s
+    known = inf if search.best is None else objective_value(search.best)
+    bound = ClusterBound(problem, search.types, known, bound_until_s).find()
+    search.compare(begun_s + _BEGIN_UNTIL * time_limit_s)
     if search.best is None:
         return best_of(single_candidates(problem, CostTables(problem)), problem, "beam")
     searched = f"beam of {_WIDTH} over sets of devices, {search.sets_n} sets searched exactly"
     method = f"{searched}; bound: every device in any other's place, windows of round lengths"
     found = msgspec.structs.replace(search.best, planner="beam", objective=problem.objective)
-    value = objective_value(found)
-    bound = ClusterBound(problem, search.types, value, begun_s + time_limit_s).find()
-    bound = min(max(lower_bound(problem), bound), value)
+    bound = min(max(lower_bound(problem), bound), objective_value(found))
     return certified(found, problem, bound, method, search.considered_n)
 
 
@@ -157,9 +159,8 @@ class _Beam:
     def run(self) -> None:
         """Grow the sets until no larger one is better, the time is over, or somebody interrupts."""
         first = _FASTEST if self.problem.objective.minimise == "time" else ()
-        self._offer_baselines(first)
+        self.compare(self.stop_at_s, first)
         self._grow()
-        self._offer_baselines(tuple(name for name in _BASELINES if name not in first))
 
     def _grow(self) -> None:
         beam = [_Set(_NO_ROOM, inf, (0,) * len(self.types.names_T))]
@@ -174,9 +175,10 @@ class _Beam:
             better = sorted(entry for entry in grown if entry is not None)
             beam = [entry for entry in better if entry.is_better_than(least)][:_WIDTH]
 
-    def _offer_baselines(self, names: tuple[str, ...]) -> None:
+    def compare(self, until_s: float, names: tuple[str, ...] = _BASELINES) -> None:
+        """Look at the plans of plain planners for all devices; none begins later than ``until_s``."""
         for name in names:
-            if time.monotonic() > self.stop_at_s:
+            if time.monotonic() > until_s:
                 return
             try:
                 found = load_planner(name)(self.problem)

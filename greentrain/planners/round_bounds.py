@@ -162,6 +162,7 @@ class RoundBounds:
     _latency_s_L: np.ndarray = field(init=False)
     _down_part: float = field(init=False)
     _fewer_U: list[np.ndarray] = field(init=False)
+    _others_U: np.ndarray = field(init=False)
     _stages: _Stages = field(init=False)
     _base: Reach = field(init=False)
 
@@ -182,6 +183,8 @@ class RoundBounds:
         parts = np.where(down_L >= up_L, 0.5, down_L / np.maximum(down_L + up_L, 1.0))[crossing]
         self._down_part = min(self.seconds.forward_part, float(parts.min(initial=0.5)))
         self._fewer_U = _fewer(self.counts_UT)
+        # With more stages behind than this no more micro-batches are in flight: all of them are.
+        self._others_U = np.minimum(self.counts_UT.sum(axis=1), self.spans.micro_batches_n // 2)
         self._stages = self._all_stages(ports, down_L, up_L)
         fill_s_UL = least_fill_s(self.seconds.both_s, self.spans, self.without_UU)
         zeros_UL = np.zeros_like(fill_s_UL)
@@ -298,7 +301,7 @@ class RoundBounds:
         free_N = self.without_UU[-1][stages.group]
         enter_s = enter_s_UZL[free_N, stages.class_, stages.start]
         room_s_KN = self._room_s_KN(stages, limit_s)
-        room_s = room_s_KN[self.counts_UT.sum(axis=1)[free_N], np.arange(len(free_N))]
+        room_s = room_s_KN[self._others_U[free_N], np.arange(len(free_N))]
         further_s = np.where(
             stages.alone, behind.cut_s_UL[free_N, stages.stop],
             np.maximum(behind.trip_s_UL[free_N, stages.stop], behind.cut_s_UL[free_N, stages.stop] - stages.both_s),
@@ -319,7 +322,7 @@ class RoundBounds:
         """
         m = self.spans.micro_batches_n
         found: list[np.ndarray] = []
-        for others_n in range(int(self.counts_UT.sum(axis=1).max()) + 1):
+        for others_n in range(int(self._others_U.max()) + 1):
             k_N = np.where(stages.last, 1, min(2 * others_n + 1, m))
             more_N, rest_N = k_N - 1, m - k_N
             steady_s = np.maximum.reduce(
@@ -337,7 +340,6 @@ class RoundBounds:
         vectors_n, classes_n, boundaries_n = len(self.counts_UT), len(self._comes_s_ZL), len(self._latency_s_L)
         enter_s_UZL = np.full((vectors_n, classes_n, boundaries_n), np.inf)
         enter_s_UZL[0, :, 0] = 0.0
-        size_U = self.counts_UT.sum(axis=1)
         way_s, room_s_KN = self._way_s(stages, limit_s), self._room_s_KN(stages, limit_s)
         place = stages.class_ * boundaries_n + stages.start
         # Places of ways that end with one device, and behind them of those that end with a group.
@@ -350,7 +352,7 @@ class RoundBounds:
             left, both_s, stop = self.without_UU[-1, used], stages.both_s[own], stages.stop[own]
             cut_s, trip_s = behind.cut_s_UL[left, stop], behind.trip_s_UL[left, stop]
             further_s = np.where(stages.alone[own], cut_s, np.maximum(trip_s, cut_s - both_s))
-            own, enter_s = _kept(enter_s + further_s <= room_s_KN[size_U[left], own], own, enter_s)
+            own, enter_s = _kept(enter_s + further_s <= room_s_KN[self._others_U[left], own], own, enter_s)
             whole_s, before_s = np.full(2 * boundaries_n, np.inf), np.full(2 * boundaries_n, np.inf)
             np.minimum.at(whole_s, end[own], enter_s + stages.both_s[own])
             np.minimum.at(before_s, end[own], enter_s)
@@ -367,7 +369,6 @@ class RoundBounds:
         vectors_n, boundaries_n = len(self.counts_UT), len(self._latency_s_L)
         trip_s_UL, cut_s_UL = np.full((2, vectors_n, boundaries_n), np.inf)
         trip_s_UL[:, -1] = cut_s_UL[:, -1] = 0.0
-        size_U = self.counts_UT.sum(axis=1)
         way_s, room_s_KN = self._way_s(stages, limit_s), self._room_s_KN(stages, limit_s)
         place = stages.class_ * boundaries_n + stages.start
         for used in range(1, vectors_n):
@@ -378,7 +379,7 @@ class RoundBounds:
             rest, both_s, stop = rest_N[own], stages.both_s[own], stages.stop[own]
             cut_s, trip_s = cut_s_UL[rest, stop], trip_s_UL[rest, stop]
             further_s = np.where(stages.alone[own], cut_s, np.maximum(trip_s, cut_s - both_s))
-            keeps = enter_s + further_s <= room_s_KN[size_U[rest], own]
+            keeps = enter_s + further_s <= room_s_KN[self._others_U[rest], own]
             whole_s = (both_s + stages.latency_s[own] + cut_s)[keeps]
             own = own[keeps]
             np.minimum.at(trip_s_UL[used], stages.start[own], whole_s)

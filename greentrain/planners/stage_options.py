@@ -183,7 +183,7 @@ class OptionMaker:
         """
         sizes_U = self.counts_UT.sum(axis=1)
         found_US = np.full((len(sizes_U), len(self.spans.start_S)), np.inf)
-        for size in range(self.least_group_n, int(sizes_U.max()) + 1):
+        for size in range(self.least_group_n, min(int(sizes_U.max()), self.spans.units) + 1):
             groups = np.flatnonzero(sizes_U == size)
             sums = [self.group_sum(int(group)) for group in groups]
             fastest_sum_S = np.min([own.seconds_S for own in sums], axis=0)
