@@ -30,8 +30,6 @@ __all__ = ["Reach", "RoundBounds", "StageSeconds"]
 
 # Sums of seconds come out differently by rounding.
 _SLACK = 1 + 1e-12
-# With more steps to do, shortest paths within a limit are not worth their time.
-_MOST_STEPS = 4_000_000
 
 
 class StageSeconds(NamedTuple):
@@ -145,6 +143,7 @@ class RoundBounds:
         without_UU: Number of u − v, or −1.
         seconds: Least seconds of every stage.
         by_rows: Whether every group shares rows, in whole units.
+        most_steps: With more steps to do, shortest paths within a limit are not worth their time.
         class_U: Class of each group.
     """
 
@@ -155,6 +154,7 @@ class RoundBounds:
     without_UU: np.ndarray
     seconds: StageSeconds
     by_rows: bool
+    most_steps: int
     class_U: np.ndarray = field(init=False)
     _down_s_ZL: np.ndarray = field(init=False)
     _up_s_ZL: np.ndarray = field(init=False)
@@ -221,12 +221,14 @@ class RoundBounds:
             wider: What is known of a longer limit.
         """
         limit_s *= _SLACK
+        if wider is not None and wider.limit_s == limit_s:
+            return wider
         known = self._base if wider is None or wider.limit_s < limit_s else wider
         enter_s_UZL, behind = known.enter_s_UZL, _Behind(known.trip_s_UL, known.cut_s_UL)
         all_ = self._stages
         stages = all_.rows(np.flatnonzero(known.open_US[all_.group, self.spans.span_LL[all_.start, all_.stop]]))
         stages = self._open(stages, enter_s_UZL, behind, limit_s)
-        if self._steps_n(stages) > _MOST_STEPS:
+        if self._steps_n(stages) > self.most_steps:
             return self._reach(limit_s, stages, enter_s_UZL, behind)
         if known is self._base:
             enter_s_UZL = self._front(stages, behind, limit_s)

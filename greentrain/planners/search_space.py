@@ -31,6 +31,8 @@ __all__ = ["OutOfTimeError", "SearchSpace", "Tables", "WindowBounds", "all_span_
 
 # Problems with fewer ways to share single stages are searched over all shares.
 _MOST_ALLOCATIONS = 100_000
+# Steps of shortest paths that are worth their time where joules tell plans apart, and where only seconds do.
+_FEW_STEPS, _MANY_STEPS = 300_000, 4_000_000
 # Sets of devices, counted by type, whose tables fit in memory.
 _MOST_VECTORS = 1024
 
@@ -150,6 +152,7 @@ class SearchSpace:
             self.problem, self.types, spans, self.counts_UT, self.without_UU,
             _stage_seconds(makers, _open_US(self.problem.parallelism, self.counts_UT, spans)),
             by_rows=len(makers) == 1 and spans.sharing == "samples",
+            most_steps=_FEW_STEPS if self.goal.by_energy and not self.base_w else _MANY_STEPS,
         )  # fmt: skip
         cuts = Cuts(self.problem, self.types, spans, self.counts_UT)
         return Tables(spans, tuple(makers), cuts, least_cut_j_S(self.problem, spans), rounds)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import comb, prod
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -99,20 +99,20 @@ class OptionMaker:
 
     def _ring_bytes_S(self, group_n: int) -> np.ndarray:
         """Bytes that each device of a group sends in the rings of a micro-batch, both passes."""
-        sizes = self._whole_ring_bytes
-        return np.array([ring_part_bytes(size, self.spans.micro_batch, group_n) for size in sizes], dtype=np.float64)
+        return np.asarray(ring_part_bytes(self._whole_ring_bytes_S, self.spans.micro_batch, group_n))
 
     @cached_property
-    def _whole_ring_bytes(self) -> list[float]:
+    def _whole_ring_bytes_S(self) -> Any:
         """Bytes per row of the rings of every span, both passes."""
         spans, layers = self.spans, self.problem.model.layers
         if spans.sharing == "samples":
-            return [0.0] * len(spans.start_S)
-        return [
+            return np.zeros(len(spans.start_S))
+        sizes = [
             ring_bytes(rings, "forward") + ring_bytes(rings, "backward")
             for start, stop in zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)
             for rings in (stage_rings(spans.sharing, layers, start, stop),)
         ]
+        return np.array(sizes, dtype=np.float64)
 
     @cached_property
     def _rings_L(self) -> list[_LayerRings]:
