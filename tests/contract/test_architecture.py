@@ -49,7 +49,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "harness": set(),
     "profilers": {"workloads", "harness"},
     "lab": {"harness", "datasets"},
-    "bench": {"harness", "lab", "workloads", "planners", "cost", "simulator", "datasets", "reports", "runtime"},
+    "bench": {
+        "harness",
+        "lab",
+        "workloads",
+        "planners",
+        "cost",
+        "simulator",
+        "datasets",
+        "reports",
+        "runtime",
+        "parallel",
+    },  # fmt: skip
     "datasets": set(),
     "reports": set(),
 }
