@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reports",
         "runtime",
         "parallel",
-    },  # fmt: skip
+    },
     "datasets": set(),
     "reports": set(),
 }
