@@ -110,8 +110,8 @@ def miss_deadline(plan: Plan) -> None:
         (change(nonsense=1), "bad.json: Object contains unknown field `nonsense`."),
         (change_stage(devices=["z"]), "bad.json: stage 0: unknown device 'z'."),
         (change_stage(points=["turbo"]), "bad.json: stage 0: device "),
-        (change_stage(param_bytes=1), "bad.json: stage 0 states (1, "),
-        (change_stage(output_bytes=1), "bad.json: stage 0 states ("),
+        (change_stage(param_bytes=1), "bad.json: stage 0 states param_bytes 1, the model gives "),
+        (change_stage(output_bytes=1), "bad.json: stage 0 states output_bytes 1, the model gives "),
         (change_stage(start=1), "bad.json: stage 0 starts at layer 1, expected 0."),
         (change_stage(shares=[7]), "bad.json: stage 0: shares (7,) do not add up to the micro-batch 8."),
         (
