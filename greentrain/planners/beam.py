@@ -158,7 +158,9 @@ class _Beam:
 
     def run(self) -> None:
         """Grow the sets until no larger one is better, the time is over, or somebody interrupts."""
-        first = _FASTEST if self.problem.objective.minimise == "time" else ()
+        objective = self.problem.objective
+        time_weighs = objective.minimise in ("time", "edp") or objective.count_idle_of_unused
+        first = _FASTEST if time_weighs else ()
         self.compare(self.stop_at_s, first)
         self._grow()
 
