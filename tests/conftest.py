@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,33 @@ settings.load_profile("greentrain")
 # What is ending anyway may take this long.
 _GRACE_S = 5.0
 
+_before: set[str] = set()
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """Fails the session when a process, a control group or a namespace of it outlives it."""
-    if not Path("/proc/self/environ").exists():
-        yield
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Mark what the session starts; processes of pytest-xdist inherit the mark of the first."""
+    if _is_first(session):
+        os.environ[MARK] = uuid.uuid4().hex
+        _before.update(resources())
+
+
+@pytest.hookimpl(trylast=True)  # After pytest-xdist has ended its processes.
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session when a process, a control group or a namespace of it outlives it."""
+    if not _is_first(session):
         return
-    mark = uuid.uuid4().hex
-    os.environ[MARK] = mark
-    before = resources()
-    yield
+    mark = os.environ[MARK]
     until_s = time.monotonic() + _GRACE_S
     while session_processes(mark) and time.monotonic() < until_s:
         time.sleep(0.1)
     processes = session_processes(mark)
-    found = resources() - before
+    found = resources() - _before
     found -= strangers(found, mark)
-    assert not processes, f"processes outlive the tests: {processes}"
-    assert not found, f"control groups or namespaces outlive the tests: {sorted(found)}"
+    if processes or found:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        what = [f"process {pid}: {command}" for pid, command in processes.items()] + sorted(found)
+        print("\nThe tests left behind:", *what, sep="\n  ")
+
+
+def _is_first(session: pytest.Session) -> bool:
+    return Path("/proc/self/environ").exists() and not hasattr(session.config, "workerinput")
