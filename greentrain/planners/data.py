@@ -52,5 +52,5 @@ def group_shares(
         [sum(tables.compute_s(device, device.points[0].name, *span, rows)) for rows in range(micro_batch + 1)]
         for device in devices
     ]
-    limits = [most_rows(device, *span, in_flight, problem, group_n=len(devices)) for device in devices]
+    limits = [most_rows(device, *span, in_flight, problem) for device in devices]
     return allocate_shares(micro_batch, times, limits)

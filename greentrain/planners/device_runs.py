@@ -84,7 +84,7 @@ class DeviceRuns:
     _activation_L: np.ndarray = field(init=False)
     _gradient_L: np.ndarray = field(init=False)
     _links: _Way = field(init=False)
-    _limits: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict[tuple[int, int, int], np.ndarray])
+    _limits: dict[tuple[int, int], np.ndarray] = field(default_factory=dict[tuple[int, int], np.ndarray])
     _unlimited: bool | None = None
     _inside: dict[tuple[int, int], _Way] = field(default_factory=dict[tuple[int, int], _Way])
     _between: dict[tuple[int, int], Ways] = field(default_factory=dict[tuple[int, int], Ways])
@@ -174,26 +174,25 @@ class DeviceRuns:
     def _limit_GS(self, first: int, last: int, in_flight: int, start_S: np.ndarray, stop_S: np.ndarray) -> np.ndarray:
         if not self.memory_aware or self._all_fit():
             return np.full((last - first, len(start_S)), self.micro_batch)
-        limits_LL = (self._limit_LL(device, in_flight, last - first) for device in self.devices[first:last])
+        limits_LL = (self._limit_LL(device, in_flight) for device in self.devices[first:last])
         return np.array([limit_LL[start_S, stop_S] for limit_LL in limits_LL])
 
     def _all_fit(self) -> bool:
         """Whether a whole micro-batch of any span fits even the smallest device with all micro-batches in flight."""
         if self._unlimited is None:
             smallest = min(self.devices, key=lambda device: device.memory_bytes)
-            limit_LL = self._limit_LL(smallest, self.micro_batches_n, len(self.devices))
+            limit_LL = self._limit_LL(smallest, self.micro_batches_n)
             self._unlimited = bool((limit_LL[np.triu_indices(self.layers_n + 1, 1)] >= self.micro_batch).all())
         return self._unlimited
 
-    def _limit_LL(self, device: Device, in_flight: int, group_n: int) -> np.ndarray:
+    def _limit_LL(self, device: Device, in_flight: int) -> np.ndarray:
         """Most rows, at most B, of every span [start, stop) that fit the device with K micro-batches in flight."""
-        group_n = min(group_n, 2)  # Only whether there is a gradient sum matters.
-        key = (device.memory_bytes, in_flight, group_n)
+        key = (device.memory_bytes, in_flight)
         if key not in self._limits:
             found_LL = np.zeros((self.layers_n + 1, self.layers_n + 1), dtype=np.int64)
             for start in range(self.layers_n):
                 for stop in range(start + 1, self.layers_n + 1):
-                    rows = most_rows(device, start, stop, in_flight, self.problem, group_n=group_n)
+                    rows = most_rows(device, start, stop, in_flight, self.problem)
                     found_LL[start, stop] = min(rows, self.micro_batch)
             self._limits[key] = found_LL
         return self._limits[key]

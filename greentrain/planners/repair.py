@@ -141,9 +141,7 @@ class _Search:
             for device, point in zip(members, points, strict=True)
         ]
         in_flight = in_flight_limit(place.stages_n, place.index, self.present.micro_batches_n)
-        limits = [
-            most_rows(device, start, stop, in_flight, self.problem, group_n=len(members)) for device in members
-        ]  # fmt: skip
+        limits = [most_rows(device, start, stop, in_flight, self.problem) for device in members]
         # Where nothing fits, the price says how much is lacking.
         shares = allocate_shares(micro_batch, times, limits)
         shares = shares or allocate_shares(micro_batch, times, [micro_batch] * len(members))

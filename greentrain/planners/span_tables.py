@@ -263,7 +263,7 @@ def _useful_slots(spans: SpanTables, *, by_energy: bool) -> list[int]:
 
 
 def most_units_TS(
-    problem: Problem, types: DeviceTypes, spans: SpanTables, in_flight: int, *, group: bool, known: dict[int, Stage]
+    problem: Problem, types: DeviceTypes, spans: SpanTables, in_flight: int, *, known: dict[int, Stage]
 ) -> np.ndarray:
     """Most share units of each span that fit the memory of each device type, shape (T, S).
 
@@ -272,7 +272,6 @@ def most_units_TS(
         types: Give the memory.
         spans: The spans and how they are shared.
         in_flight: Micro-batches that a stage holds at once.
-        group: Whether several devices share the stage; they need room for a gradient sum or for rings.
         known: Stages of spans that are shared inside samples, from one call to the next.
     """
     found_TS = np.full((len(types.device_T), len(spans.start_S)), spans.units, dtype=np.int32)
@@ -285,7 +284,7 @@ def most_units_TS(
         # Every part fits where the whole model would, with the largest messages at both ends and in rings.
         less_bytes = device.memory_bytes - 8 * widest_bytes * spans.micro_batch
         smaller = msgspec.structs.replace(device, memory_bytes=max(less_bytes, 1))
-        if most_rows(smaller, 0, len(layers), in_flight, problem, group_n=2) < spans.micro_batch:
+        if most_rows(smaller, 0, len(layers), in_flight, problem) < spans.micro_batch:
             tight.append(index)
     for number, (start, stop) in enumerate(zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)):
         if tight and spans.sharing != "samples" and spans.shared_S[number]:
@@ -295,10 +294,9 @@ def most_units_TS(
                 fits_R = bytes_R <= types.device_T[index].memory_bytes
                 found_TS[index, number] = np.flatnonzero(fits_R).max(initial=0)
         elif tight and spans.sharing == "samples":
-            fixed, per_row, sum_bytes = row_bytes(start, stop, in_flight, problem)
+            fixed, per_row = row_bytes(start, stop, in_flight, problem)
             for index in tight:
-                free = types.device_T[index].memory_bytes - fixed
-                rows = 0 if group and free < sum_bytes else max(free // per_row, 0)
+                rows = max((types.device_T[index].memory_bytes - fixed) // per_row, 0)
                 found_TS[index, number] = min(rows // spans.step, spans.units)
     return found_TS
 

@@ -48,7 +48,7 @@ class OptionMaker:
     types: DeviceTypes
     spans: SpanTables
     counts_UT: np.ndarray
-    _caps: dict[tuple[int, bool], np.ndarray] = field(default_factory=dict[tuple[int, bool], np.ndarray])
+    _caps: dict[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])
     _stages: dict[int, Stage] = field(default_factory=dict[int, Stage])
     _sums: dict[int, _GroupSum] = field(default_factory=dict[int, "_GroupSum"])
     _prefixes: dict[bytes, np.ndarray] = field(default_factory=dict[bytes, np.ndarray])
@@ -133,14 +133,11 @@ class OptionMaker:
         """Devices that a group of this way to share needs at least."""
         return 1 if self.spans.sharing == "samples" else 2
 
-    def caps_TS(self, in_flight: int, *, group: bool) -> np.ndarray:
-        """Most share units that fit each device type's memory, alone or in a group."""
-        group |= self.least_group_n > 1
-        found = self._caps.get((in_flight, group))
-        if found is None:
-            found = most_units_TS(self.problem, self.types, self.spans, in_flight, group=group, known=self._stages)
-            self._caps[in_flight, group] = found
-        return found
+    def caps_TS(self, in_flight: int) -> np.ndarray:
+        """Most share units that fit each device type's memory."""
+        if in_flight not in self._caps:
+            self._caps[in_flight] = most_units_TS(self.problem, self.types, self.spans, in_flight, known=self._stages)
+        return self._caps[in_flight]
 
     @cached_property
     def least_s_US(self) -> np.ndarray:
@@ -149,7 +146,7 @@ class OptionMaker:
         fastest_TSR = np.stack(
             [self._time_s_PSR[self.spans.slots_of(index)].min(axis=0) for index in range(len(self.types.device_T))]
         )[:, :, 1:]
-        caps_TS = self.caps_TS(1, group=self.least_group_n > 1)
+        caps_TS = self.caps_TS(1)
         fastest_TSR = np.where(np.arange(1, units + 1) <= caps_TS[:, :, None], fastest_TSR, np.inf)
         fastest_TSR[:, ~self.spans.shared_S] = np.inf
         found_US = np.full((len(self.counts_UT), len(self.spans.start_S)), np.inf)
@@ -199,7 +196,7 @@ class OptionMaker:
     def _least_slot_j(self, window: Window, sum_s_S: np.ndarray, fill_s_S: np.ndarray) -> np.ndarray:
         """Least joules of one device of each type for every number of units, shape (T, S, R)."""
         spans = self.spans
-        caps_TS = self.caps_TS(1, group=self.least_group_n > 1)
+        caps_TS = self.caps_TS(1)
         units_R = np.arange(spans.units + 1)
         beside_s_PSR = np.maximum(spans.update_s_PSR + sum_s_S[:, None], fill_s_S[:, None])
         in_time_PSR = self._time_s_PSR * spans.micro_batches_n + beside_s_PSR <= window.high_s
@@ -229,9 +226,9 @@ class OptionMaker:
             check_time: Called now and then; may raise to end the search.
         """
         found: list[Options] = []
+        caps_TS = self.caps_TS(in_flight)
         for size in range(self.least_group_n, int(self.counts_UT.sum(axis=1).max()) + 1):
             groups = np.flatnonzero(self.counts_UT.sum(axis=1) == size)
-            caps_TS = self.caps_TS(in_flight, group=size > 1)
             for rows in self._configurations(groups, budget_US):
                 check_time()
                 found += self._priced(rows, window, budget_US, fill_s_US, caps_TS, by_energy=by_energy, shares=shares)

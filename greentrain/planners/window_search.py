@@ -109,7 +109,7 @@ class WindowSearch:
     def _by_memory(self, in_flight: int) -> Options:
         """The options for so many micro-batches in flight, made once for all that leave room for the same rows."""
         makers = self.own.makers
-        caps_TS = np.concatenate([maker.caps_TS(in_flight, group=group) for maker in makers for group in (False, True)])
+        caps_TS = np.concatenate([maker.caps_TS(in_flight) for maker in makers])
         for other_TS, options in self._caps:
             if np.array_equal(other_TS, caps_TS):
                 return options

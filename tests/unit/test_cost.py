@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from math import ceil
 
 import msgspec
 import numpy as np
@@ -60,7 +61,7 @@ def test_one_device_by_hand() -> None:
     layers = problem.model.layers
     assert price.peak_bytes["d0"] == (
         4 * sum(layer.param_bytes for layer in layers)
-        + 4 * sum(layer.stash_bytes for layer in layers)
+        + 4 * ceil(1.7 * sum(layer.stash_bytes for layer in layers))
         + 2 * 4 * problem.model.input_bytes
     )
 
@@ -278,7 +279,7 @@ def test_most_rows_is_exactly_what_fits(seed: int, start: int, length: int, in_f
         assert needed_bytes(rows) <= memory
 
 
-def test_a_group_needs_room_for_its_gradient_sum() -> None:
+def test_a_gradient_sum_needs_no_room_of_its_own() -> None:
     problem = _problem()
     bare = tuple(
         msgspec.structs.replace(layer, stash_bytes=0, activation_bytes=1, gradient_bytes=1)
@@ -286,13 +287,9 @@ def test_a_group_needs_room_for_its_gradient_sum() -> None:
     )
     problem = msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, layers=bare))
     weights = sum(layer.param_bytes for layer in bare)
-    alone, group = ((("d0",), (4,), ("p0",)), (("d0", "d1"), (3, 1), ("p0", "p0")))
-    for who, times_n in ((alone, 4), (group, 5)):
+    for who in ((("d0",), (4,), ("p0",)), (("d0", "d1"), (3, 1), ("p0", "p0"))):
         peak = estimate(plan_of(problem, 4, [Part(0, 4, *who)]), problem).peak_bytes["d0"]
-        assert peak == pytest.approx(times_n * weights, abs=10_000)
-    device = msgspec.structs.replace(problem.cluster.devices[0], memory_bytes=int(4.5 * weights))
-    assert most_rows(device, 0, 4, 1, problem) > 0
-    assert most_rows(device, 0, 4, 1, problem, group_n=2) == 0
+        assert peak == pytest.approx(4 * weights, abs=10_000)
 
 
 def test_layers_that_keep_nothing_fit_any_rows() -> None:

@@ -83,7 +83,7 @@ def _pipelines(problem: Problem) -> Iterator[list[Part]]:
                     [sum(tables.compute_s(d, point, start, stop, rows)) for rows in range(micro_batch + 1)]
                     for d, point in zip(group, points, strict=True)
                 ]
-                limits = [most_rows(d, start, stop, held, problem, group_n=len(group)) for d in group]
+                limits = [most_rows(d, start, stop, held, problem) for d in group]
                 shares = _shares(micro_batch, times, [min(limit, micro_batch) for limit in limits])
                 parts.append(Part(start, stop, tuple(device.id for device in group), shares, points))
             if all(min(part.shares) > 0 for part in parts):
@@ -167,8 +167,8 @@ def test_the_true_number_of_micro_batches_in_flight_limits_the_shares() -> None:
     first = msgspec.structs.replace(problem.model.layers[0], param_bytes=0, stash_bytes=1000, activation_bytes=100)
     model = msgspec.structs.replace(problem.model, layers=(first, *problem.model.layers[1:]), input_bytes=50)
     problem = msgspec.structs.replace(problem, model=model)
-    # A row needs K · 1000 bytes of stash and 2 · (50 + 100) bytes of messages: 3 rows fit at K = 3, all 6 at K = 1.
-    problem = _with_memory(problem, 3 * 3300)
+    # A row needs (K + 0.7) · 1000 bytes of stash and 2 · (50 + 100) bytes of messages: 3 fit at K = 3, 5 at K = 1.
+    problem = _with_memory(problem, 3 * 4000)
     runs = DeviceRuns(problem, problem.cluster.devices, 6, CostTables(problem))
     start, stop = np.array([0]), np.array([1])
     alone = runs.stages(0, 2, 1, start, stop).shares_GS[:, 0]
