@@ -108,15 +108,15 @@ def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[
 
 
 def _row(folder: Path, case: Case, model: str, plan: str, run: str, options: argparse.Namespace) -> Row | None:
-    """One plan, run; None where the planner has none for this model."""
+    """One plan, run; None where the planner has none for this model, or its run failed."""
     sys.stderr.write(f"{model}, {case.quotas} %, {case.bandwidth}: {plan} …\n")
     choice = [*_PLANS[plan], *(["--micro-batch", options.micro_batch] if options.micro_batch else [])]
     try:
         greentrain(folder, "schedule", *choice, "--model", model, "--no-explain", "-o", "plan.json")
+        greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(options.rounds))
     except RunError as error:
         sys.stderr.write(f"  left out: {error.message}\n")
         return None
-    greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(options.rounds))
     summary = read_json(folder / "runs" / run / "summary.json", Summary, schema=SUMMARY_SCHEMA)
     predicted, measured = summary.predicted, summary.measured
     if predicted.step_s is None or predicted.joules_per_sample is None or measured.joules_per_sample is None:
