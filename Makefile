@@ -48,7 +48,7 @@ demo-lab: install
 
 test: install
 	@echo "== tests (those that need root, a GPU or public data skip with the reason)"
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,20 +13,21 @@ from greentrain.files import read_csv, write_csv
 
 __all__ = ["Row", "agreement_table", "plans_table", "ratios_table", "read_rows", "write_rows"]
 
-# What the planner's fastest plan is held against.
+# What the planner's own plans are held against.
 _RIVALS = ("dapple", "asteroid", "pipeline", "tensor", "tensor-sequence", "data", "data-equal")
-_OWN = "time-optimal"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One plan of one model on one cluster, predicted and measured; joules are modelled from real CPU time."""
 
     model: str
+    batch: int
     quotas: str
     bandwidth: str
     plan: str
     parallelism: str
     devices: str
+    rounds: int
     predicted_step_s: float
     measured_step_s: float
     predicted_j_per_sample: float
@@ -45,9 +46,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return self.predicted_j_per_sample / self.measured_j_per_sample - 1
 
     @property
-    def case(self) -> tuple[str, str, str]:
-        """Model and cluster."""
-        return (self.model, self.quotas, self.bandwidth)
+    def case(self) -> tuple[str, str, str, str]:
+        """Model, samples per round, and cluster."""
+        return (self.model, str(self.batch), self.quotas, self.bandwidth)
 
 
 _COLUMNS = Row.__struct_fields__
@@ -82,11 +83,12 @@ def read_rows(path: Path) -> list[Row]:
 def plans_table(rows: Sequence[Row]) -> str:
     """Every plan, predicted beside measured."""
     lines = [
-        f"{'model':16} {'quotas %':16} {'link':>8} {'plan':15} {'parallelism':15} {'round s: pred':>13} {'meas':>8} "
-        f"{'diff':>5} {'J/sample: pred':>14} {'meas':>8} {'diff':>5} {'samples/s':>9} {'memory':>6}  devices"
+        f"{'model':16} {'batch':>5} {'quotas %':16} {'link':>8} {'plan':15} {'parallelism':15} "
+        f"{'round s: pred':>13} {'meas':>8} {'diff':>5} {'J/sample: pred':>14} {'meas':>8} {'diff':>5} "
+        f"{'samples/s':>9} {'memory':>6}  devices"
     ]
     lines += [
-        f"{row.model:16} {row.quotas:16} {row.bandwidth:>8} {row.plan:15} {row.parallelism:15} "
+        f"{row.model:16} {row.batch:>5} {row.quotas:16} {row.bandwidth:>8} {row.plan:15} {row.parallelism:15} "
         f"{row.predicted_step_s:>13.3f} {row.measured_step_s:>8.3f} {row.step_error:>+5.0%} "
         f"{row.predicted_j_per_sample:>14.4f} {row.measured_j_per_sample:>8.4f} {row.energy_error:>+5.0%} "
         f"{row.samples_per_s:>9.1f} {_percent(row.memory_error):>6}  {row.devices}"
@@ -115,16 +117,22 @@ def agreement_table(rows: Sequence[Row]) -> str:
 
 
 def ratios_table(rows: Sequence[Row]) -> str:
-    """Measured samples per second of the time-optimal plan over each baseline's, by case."""
-    own = {row.case: row for row in rows if row.plan == _OWN}
+    """By case, each baseline against the planner's own plans: its round's time, and its joules."""
+    times = _ratios(rows, "time-optimal", "round time over that of time-optimal", lambda row: row.measured_step_s)
+    joules = _ratios(
+        rows, "energy-optimal", "joules over those of energy-optimal", lambda row: row.measured_j_per_sample
+    )
+    return times + joules
+
+
+def _ratios(rows: Sequence[Row], own_plan: str, title: str, figure: Callable[[Row], float]) -> str:
+    own = {row.case: row for row in rows if row.plan == own_plan}
     rivals = [name for name in _RIVALS if any(row.plan == name for row in rows)]
     if not own or not rivals:
         return ""
-    lines = [f"{'time-optimal × speed of':42} " + " ".join(f"{name:>15}" for name in rivals)]
+    lines = [f"{title:50} " + " ".join(f"{name:>15}" for name in rivals)]
     for case, first in own.items():
-        cells: list[str] = []
-        for name in rivals:
-            rival = next((row for row in rows if row.case == case and row.plan == name), None)
-            cells.append("-" if rival is None else f"{first.samples_per_s / rival.samples_per_s:.2f}")
-        lines.append(f"{' '.join(case):42} " + " ".join(f"{cell:>15}" for cell in cells))
+        found = {row.plan: figure(row) / figure(first) for row in rows if row.case == case}
+        cells = [f"{found[name]:.2f}" if name in found else "-" for name in rivals]
+        lines.append(f"{' '.join(case):50} " + " ".join(f"{cell:>15}" for cell in cells))
     return "\n".join([*lines, ""])

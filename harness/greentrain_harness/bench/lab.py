@@ -1,8 +1,9 @@
 """Predicted beside measured on emulated clusters, for the planner's plans and the baselines.
 
 Run as root: ``python -m greentrain_harness.bench.lab [--models digits-cnn] [--quotas 60,40,25,15] [--bandwidths
-100Mbit] [--plans …] [--rounds 40] [-o table.csv]``. For every cluster it sets up a lab of its own, measures every node,
-plans each model with several planners, trains each plan for the same number of rounds, and takes the lab down. Rows
+100Mbit] [--batches 8] [--plans …] [--seconds 20] [-o table.csv]``. For every cluster it sets up a lab of its own,
+measures every node, plans each model with several planners, trains each plan for some rounds, and takes the lab down.
+A round's seconds and joules are medians of the rounds after the first, in which connections and caches are new. Rows
 that the CSV file holds already are not run again. Joules are modelled from the nodes' real CPU time.
 """
 
@@ -10,18 +11,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from greentrain.errors import GreentrainError, RunError
 from greentrain.files import read_json
+from greentrain.ledger import LedgerRow, read_ledger
+from greentrain.plan import PLAN_SCHEMA, Plan
 from greentrain.summary import SUMMARY_SCHEMA, Summary
+from greentrain.workloads import load_workload
 from greentrain_harness.bench._lab_commands import greentrain, lab_down, measure_links, measure_nodes
 from greentrain_harness.bench._lab_table import Row, agreement_table, plans_table, ratios_table, read_rows, write_rows
 
-__all__ = ["main"]
+__all__ = ["main", "usual_round"]
 
 _ABOUT = "Predicted beside measured on emulated clusters, for the planner's plans and the baselines."
 
@@ -41,11 +48,23 @@ _PLANS: dict[str, tuple[str, ...]] = {
 }
 
 
+# The first is not looked at.
+_FEWEST_ROUNDS_N = 4
+
+
 class Case(NamedTuple):
     """A cluster of the sweep."""
 
     quotas: str
     bandwidth: str
+
+
+class Wanted(NamedTuple):
+    """A plan to run on a cluster."""
+
+    model: str
+    batch: int
+    plan: str
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,12 +88,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m greentrain_harness.bench.lab", description=_ABOUT)
-    parser.add_argument("--rounds", type=int, default=40, help="rounds per plan")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0,
+        help=f"training per plan, as predicted; at least {_FEWEST_ROUNDS_N} rounds are run",
+    )  # fmt: skip
     parser.add_argument(
         "--quotas", nargs="+", default=["60,40,25,15"], help="clusters: percent of a core by node, comma"
     )
     parser.add_argument("--bandwidths", default="100Mbit", help="links of each cluster, comma")
     parser.add_argument("--models", default="digits-cnn", help="workloads, comma")
+    parser.add_argument("--batches", default="", help="samples per round, comma; default: what the workload says")
     parser.add_argument("--plans", default="", help=f"of {', '.join(_PLANS)}; comma; default: what fits the model")
     parser.add_argument("--micro-batch", help="only plans of this micro-batch")
     parser.add_argument("-o", dest="output", type=Path, help="CSV file of the rows; rows in it are not run again")
@@ -82,23 +105,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[Row]) -> None:
+    done = {(row.quotas, row.bandwidth, row.model, row.batch, row.plan) for row in rows}
     wanted = [
-        (model, plan)
+        Wanted(model, batch, plan)
         for model in options.models.split(",")
+        for batch in map(int, options.batches.split(",") if options.batches else [load_workload(model).batch])
         for plan in (options.plans.split(",") if options.plans else _PLANS)
-        if not any((row.model, row.plan, row.quotas, row.bandwidth) == (model, plan, *case) for row in rows)
+        if (*case, model, batch, plan) not in done
     ]
     if not wanted:
         return
     name = f"bench{os.getpid()}"
     try:
         greentrain(folder, "lab", "up", "--name", name, "--quotas", case.quotas, "--bandwidth", case.bandwidth)
-        for model in dict.fromkeys(model for model, _ in wanted):
+        for model in dict.fromkeys(one.model for one in wanted):
             measure_nodes(folder, name, model)
         measure_links(folder, name, case.bandwidth)
         greentrain(folder, "cluster", "init", "--lab", name, "--force")
-        for number, (model, plan) in enumerate(wanted):
-            row = _row(folder, case, model, plan, f"{case.bandwidth}-{number}", options)
+        for number, one in enumerate(wanted):
+            row = _row(folder, case, one, f"{case.bandwidth}-{number}", options)
             if row is not None:
                 rows.append(row)
                 if options.output is not None:
@@ -107,34 +132,58 @@ def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[
         lab_down(folder, name)
 
 
-def _row(folder: Path, case: Case, model: str, plan: str, run: str, options: argparse.Namespace) -> Row | None:
+def _row(folder: Path, case: Case, one: Wanted, run: str, options: argparse.Namespace) -> Row | None:
     """One plan, run; None where the planner has none for this model, or its run failed."""
-    sys.stderr.write(f"{model}, {case.quotas} %, {case.bandwidth}: {plan} …\n")
-    choice = [*_PLANS[plan], *(["--micro-batch", options.micro_batch] if options.micro_batch else [])]
+    sys.stderr.write(f"{one.model}, {one.batch} samples, {case.quotas} %, {case.bandwidth}: {one.plan} …\n")
+    choice = [*_PLANS[one.plan], *(["--micro-batch", options.micro_batch] if options.micro_batch else [])]
     try:
-        greentrain(folder, "schedule", *choice, "--model", model, "--no-explain", "-o", "plan.json")
-        greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(options.rounds))
+        greentrain(
+            folder, "schedule", *choice, "--model", one.model, "--batch", str(one.batch), "--no-explain",
+            "-o", "plan.json",
+        )  # fmt: skip
+        plan = read_json(folder / "plan.json", Plan, schema=PLAN_SCHEMA)
+        assert plan.estimate is not None
+        rounds_n = max(_FEWEST_ROUNDS_N, round(options.seconds / plan.estimate.step_s))
+        greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(rounds_n))
     except RunError as error:
         sys.stderr.write(f"  left out: {error.message}\n")
         return None
     summary = read_json(folder / "runs" / run / "summary.json", Summary, schema=SUMMARY_SCHEMA)
-    predicted, measured = summary.predicted, summary.measured
-    if predicted.step_s is None or predicted.joules_per_sample is None or measured.joules_per_sample is None:
-        raise RunError(f"{summary.run}: the summary lacks a figure.", hint="Run the benchmark again.")
+    step_s, step_j = usual_round(read_ledger(folder / "runs" / run / "ledger.csv"))
     return Row(
-        model=model,
+        model=one.model,
+        batch=one.batch,
         quotas=case.quotas,
         bandwidth=case.bandwidth,
-        plan=plan,
+        plan=one.plan,
         parallelism=summary.parallelism,
         devices=" ".join(summary.devices),
-        predicted_step_s=predicted.step_s,
-        measured_step_s=summary.duration_s / summary.rounds,
-        predicted_j_per_sample=predicted.joules_per_sample,
-        measured_j_per_sample=measured.joules_per_sample,
-        samples_per_s=summary.samples / summary.duration_s,
+        rounds=summary.rounds,
+        predicted_step_s=plan.estimate.step_s,
+        measured_step_s=step_s,
+        predicted_j_per_sample=plan.estimate.energy_j_per_sample,
+        measured_j_per_sample=step_j / one.batch,
+        samples_per_s=one.batch / step_s,
         memory_error=_memory_error(summary),
     )
+
+
+def usual_round(rows: Iterable[LedgerRow]) -> tuple[float, float]:
+    """Median seconds and joules of a round of all devices, without the first.
+
+    Raises:
+        RunError: A round's joules are not known.
+    """
+    rounds: dict[int, list[LedgerRow]] = defaultdict(list)
+    for row in rows:
+        if row.action == "step" and row.step > 0:
+            rounds[row.step].append(row)
+    energies_j = [row.energy_j for found in rounds.values() for row in found]
+    if not energies_j or None in energies_j:
+        raise RunError("The run's ledger lacks the joules of a round.", hint="Run the benchmark again.")
+    times_s = [max(row.duration_s for row in found) for found in rounds.values()]
+    joules = [sum(row.energy_j or 0.0 for row in found) for found in rounds.values()]
+    return statistics.median(times_s), statistics.median(joules)
 
 
 def _memory_error(summary: Summary) -> float | None:
