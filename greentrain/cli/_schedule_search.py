@@ -60,6 +60,11 @@ class Planning:
         if wished and self.planner not in _SEARCHING:
             raise click.UsageError(f"--time-limit and --gap go with the planners {', '.join(_SEARCHING)}.")
 
+    @property
+    def searches(self) -> bool:
+        """Whether the plan is the best of a search, not what a rule gives."""
+        return self.planner in _SEARCHING
+
     def finalists(self, problem: Problem) -> tuple[Plan, ...]:
         """The planner's plan, and where it is the exact one also those that are nearly as good; best first.
 

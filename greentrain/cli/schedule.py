@@ -105,7 +105,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--gap", "gap_ratio", type=click.FloatRange(min=0), metavar="RATIO", help="Good enough: 0.01 = 1 %.")
 @click.option("--frontier", is_flag=True, help="All plans that no other beats in both time and energy.")
 @click.option("--pick", metavar="N|best", help="Take this row of the frontier, an earlier one without --frontier.")
-@click.option("--explain/--no-explain", "explained", default=True, help="Ask what would be otherwise.")
+@click.option("--explain/--no-explain", "explained", default=True, help="Ask the search what would be otherwise.")
 @click.option("--check", "checked", type=_FILE, metavar="PLAN", help="Only check whether this plan still holds.")
 @click.option("-o", "--output", type=_FILE, default=Path("plan.json"), show_default=True)
 @json_option
@@ -182,7 +182,8 @@ def _make(
     fastest = _fastest(problem, planning, frontier)
     explanation: Explanation | None = None
     picked = options.pick is not None and options.pick != "best"
-    if options.explained and not picked and not by_grid and not planning.patience.interrupted:
+    asks = options.explained and planning.searches and not picked and not by_grid
+    if asks and not planning.patience.interrupted:
         explanation = explain(
             plan, problem, budget_s=min(max(took_s, _EXPLAIN_S), options.time_limit_s or _LONGEST_EXPLAIN_S),
             planning_s=took_s, fastest_s=_round_s(fastest), stopped=lambda: planning.patience.interrupted,

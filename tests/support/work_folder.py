@@ -154,13 +154,13 @@ class Training:
         # The header has a column of that name.
         return path.read_text().count(",step,") - 1 if path.exists() else 0
 
-    def end(self, *, within_s: float = 40.0) -> tuple[int, str, str]:
+    def end(self, *, within_s: float = 120.0) -> tuple[int, str, str]:
         """Wait for the end: exit code, standard output, standard error."""
         out, err = self.process.communicate(timeout=within_s)
         return self.process.returncode, out, err
 
 
-def until(holds: Callable[[], bool], *, within_s: float = 40.0) -> None:
+def until(holds: Callable[[], bool], *, within_s: float = 90.0) -> None:
     """Wait until something holds; fails when it takes too long."""
     until_s = time.monotonic() + within_s
     while not holds():

@@ -209,6 +209,11 @@ def test_a_capped_device_is_left_out_with_the_reason(greentrain: Command) -> Non
     assert plan["reasons"]["a"].startswith("out: its power cap of 3 W is below every operating point")
 
 
+def test_a_plan_by_rule_is_not_explained_by_searches_of_other_plans(greentrain: Command) -> None:
+    assert json.loads(greentrain("schedule", "--planner", "exact", "--json").out)["explanation"] is not None
+    assert json.loads(greentrain("schedule", "--planner", "data", "--json").out)["explanation"] is None
+
+
 @pytest.mark.parametrize("parallelism", ["single", "data", "pipeline"])
 def test_only_plans_of_the_parallelism(parallelism: str, folder: Path, greentrain: Command) -> None:
     arguments = ("--parallelism", parallelism, "--no-explain", "--micro-batch", "8")
