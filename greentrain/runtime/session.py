@@ -26,7 +26,7 @@ from greentrain.runtime.split_layer import stage_blocks
 from greentrain.runtime.states import Copies, State, decode, encode, layer_of, moves_of, put, take, travel
 from greentrain.runtime.wire import Digest, Form, Holding, Wish
 from greentrain.summary import Recovery
-from greentrain.workloads.workload import TensorSpec, block_outputs, structure_sha256
+from greentrain.workloads.workload import TensorSpec, block_outputs, run_blocks, structure_sha256
 
 __all__ = ["Session", "StageMaker", "stage_of"]
 
@@ -88,11 +88,26 @@ class StageMaker:
         )
 
     def warm_up(self) -> None:
-        """Have torch import all that a round needs: seconds on a slow board, in which it answers nobody."""
+        """Have torch load all that a round needs: seconds on a slow board, in which it answers nobody.
+
+        Passes of one row through one block of each kind load the code of their kernels, which is no memory of the
+        model.
+        """
         parameter = nn.Parameter(torch.zeros(1))
         parameter.grad = torch.zeros(1)
         self._job.workload.make_optimizer([parameter]).step()
         decode(encode({"0.warm": parameter}))
+        tensors, _ = self._job.workload.example(1)
+        known: set[frozenset[type[nn.Module]]] = set()
+        for block in self._fresh or ():
+            outputs = run_blocks((block,), tensors)
+            ends = [output.sum() for output in outputs if output.requires_grad]
+            starts = [one for one in (*tensors, *block.parameters()) if one.requires_grad]
+            kinds = frozenset(type(module) for module in block.modules())
+            if ends and kinds not in known:
+                torch.autograd.grad(ends, starts, allow_unused=True)
+                known.add(kinds)
+            tensors = tuple(output.detach().requires_grad_(output.requires_grad) for output in outputs)
 
     def origin(self, start: int, stop: int) -> State:
         """The tensors before the first round: of the seed, or of the checkpoint that the run goes on from."""
