@@ -225,7 +225,7 @@ class Session:
             self._group.close()
         if self._executor is not None:
             self._executor.close()
-        self.ready, self.digest = False, None
+        self.done, self.ready, self.digest = self.job.first_round, False, None
         self._executor = self._group = self._backups = self._server = None
         self._copies.kept.clear()
 
