@@ -208,7 +208,7 @@ class Session:
             timeout_s=self.job.message_timeout_s,
         )  # fmt: skip
         self._group = group
-        arrived, self.moved_bytes = travel(moves, group, given)
+        arrived, self.moved_bytes = group.apart(lambda: travel(moves, group, given))
         stage = stage_of(found.plan, self.job.device)
         own = self._at(found.round, stage.start, stage.stop)
         executor = self.maker.executor(found.plan, self.job.device, self._executor)

@@ -183,8 +183,9 @@ def _finish(
     session, crew = trainer.session, trainer.session.crew
     group = session.group
     own = trainer.result(max(peak_bytes() - base_bytes, 0))
-    gathered = group.gather_bytes(msgspec.json.encode(own))
-    model = _gather_parameters(session, group)
+    gathered, model = group.apart(
+        lambda: (group.gather_bytes(msgspec.json.encode(own)), _gather_parameters(session, group))
+    )
     if group.rank != 0:
         if crew is not None:
             crew.await_finish()
