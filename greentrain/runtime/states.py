@@ -134,12 +134,15 @@ class Copies:
         self.kept = [copy for copy in self.kept if copy.round >= before and (after is None or copy.round <= after)]
 
     def part(self, round_: int, start: int, stop: int) -> State:
-        """The tensors of layers after a round, from all copies together."""
+        """The tensors of layers after a round, from all copies together.
+
+        Whoever takes optimizer state goes on with it in place (:func:`put`), so that is copied once more.
+        """
         found: State = {}
         for copy in self.kept:
             if copy.round == round_:
                 found.update(copy.part(start, stop))
-        return found
+        return {name: tensor.clone() if "|" in name else tensor for name, tensor in found.items()}
 
 
 class Move(NamedTuple):
