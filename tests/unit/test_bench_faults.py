@@ -10,7 +10,7 @@ from problems import make_problem
 
 from greentrain.cost import CostTables
 from greentrain.errors import UsageError
-from greentrain.plan import Plan
+from greentrain.plan import Plan, check_model
 from greentrain.planners.candidate import Part, assemble
 from greentrain.profile import ModelProfile
 from greentrain.summary import Recovery
@@ -57,6 +57,7 @@ def test_every_plan_by_hand_has_every_device_row_and_layer(name: str) -> None:
     assert plan.devices == base.devices
     assert [sum(stage.shares) for stage in plan.stages] == [plan.micro_batch] * len(plan.stages)
     assert plan.stages[-1].stop == len(model.layers)
+    check_model(plan, model)
     assert single_plan(plan, model).devices == ("d0",)
 
 

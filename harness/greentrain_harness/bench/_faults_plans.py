@@ -61,13 +61,14 @@ def _plan(
     stages: list[Stage] = []
     for index, (group, stop) in enumerate(zip(groups, cuts, strict=True)):
         start = cuts[index - 1] if index else 0
+        after = "samples" if index + 1 < len(groups) else None
         stages.append(
             Stage(
                 start=start, stop=stop, devices=tuple(group), sharing="samples",
                 shares=_shared(micro_batch, [rows.get(device, 1) for device in group]),
                 points=tuple(points[device] for device in group),
                 in_flight=in_flight_limit(len(groups), index, base.batch // micro_batch),
-                **stage_bytes(model.layers, start, stop, "samples", None)._asdict(),
+                **stage_bytes(model.layers, start, stop, "samples", after)._asdict(),
             )
         )  # fmt: skip
     return msgspec.structs.replace(
