@@ -13,8 +13,9 @@ from greentrain.errors import UsageError
 from greentrain.plan import Plan, check_model
 from greentrain.planners.candidate import Part, assemble
 from greentrain.profile import ModelProfile
+from greentrain.runtime.messages import Progress
 from greentrain.summary import Recovery
-from greentrain_harness.bench._faults_crew import Span
+from greentrain_harness.bench._faults_crew import Seen, Span, told_change
 from greentrain_harness.bench._faults_plans import PLANS, hand_plan, single_plan, victims
 from greentrain_harness.bench._faults_soak import Hit, Soak, grown, matched, soak_table
 from greentrain_harness.bench._faults_table import (
@@ -142,3 +143,10 @@ def test_a_soak_is_met_only_when_all_holds() -> None:
 def test_growth_is_of_one_process() -> None:
     assert grown([[Span(10, 3), Span(12, 3)], [Span(30, 9)]]) == Span(2, 0)
     assert grown([]) == Span(0, 0)
+
+
+def test_a_change_is_told_of_those_it_names() -> None:
+    event = "a, b lost and c joined; d, c go on with round 7 after 0.20 s"
+    seen = Seen(0.0, Progress(step=6, steps=9, epoch=1, loss=None, elapsed_s=1.0, event=event))
+    told = {device: [what for what in ("lost", "joined") if told_change(seen, device, what)] for device in "abcd"}
+    assert told == {"a": ["lost"], "b": ["lost"], "c": ["joined"], "d": []}

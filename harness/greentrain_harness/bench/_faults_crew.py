@@ -23,7 +23,7 @@ from greentrain.runtime.network import free_port
 from greentrain_harness.lab import Lab, exec_argv
 from greentrain_harness.lab.cgroups import processes
 
-__all__ = ["FAULTS", "Crew", "Fault", "Seen", "Span"]
+__all__ = ["FAULTS", "Crew", "Fault", "Seen", "Span", "told_change"]
 
 Fault = Literal["kill", "freeze", "link"]
 FAULTS: tuple[Fault, ...] = ("kill", "freeze", "link")
@@ -237,3 +237,12 @@ class Crew:
                     with self._news:
                         self.seen.append(Seen(t_s, progress))
                         self._news.notify_all()
+
+
+def told_change(seen: Seen, device: str, what: str) -> bool:
+    """Whether a line tells that a device was lost or has joined: ``a, b lost and c joined; …``."""
+    event = (seen.progress.event or "").partition(";")[0]
+    return any(
+        part.endswith(f" {what}") and device in part.removesuffix(f" {what}").split(", ")
+        for part in event.split(" and ")
+    )

@@ -11,7 +11,7 @@ from greentrain.errors import RunError
 from greentrain.files import read_json
 from greentrain.plan import PLAN_SCHEMA, Plan
 from greentrain.summary import SUMMARY_SCHEMA, Summary
-from greentrain_harness.bench._faults_crew import START_S, Crew, Fault, Seen
+from greentrain_harness.bench._faults_crew import START_S, Crew, Fault, Seen, told_change
 from greentrain_harness.bench._faults_plans import Victim
 from greentrain_harness.bench._faults_setting import Setting
 from greentrain_harness.bench._faults_table import FaultRow, RestartRow, loss_difference
@@ -42,7 +42,7 @@ def fault_row(setting: Setting, plan: str, fault: Fault, victim: Victim, trial: 
         time.sleep(rng.uniform(0, _MOMENT_S))
         told_n, reached, start_s = len(crew.seen), crew.reached, time.monotonic()
         crew.harm(fault, victim.device)
-        back = _await_new_round(crew, reached, told_n)
+        back = _await_new_round(crew, victim.device, told_n)
         survivors = [device for device in crew.devices if device != victim.device]
         status = crew.await_end(survivors, within_s=_END_S if back else 1.0)
         said = crew.last_words()
@@ -118,7 +118,13 @@ def losses_against(setting: Setting, crew: Crew, summary: Summary) -> float | No
     )  # fmt: skip
 
 
-def _await_new_round(crew: Crew, reached: int, told_n: int) -> Seen | None:
+def _await_new_round(crew: Crew, victim: str, told_n: int) -> Seen | None:
+    """The first round that nobody had done when training went on; None where it does not go on."""
+    lost = crew.await_seen(lambda seen: told_change(seen, victim, "lost"), since=told_n, within_s=_BACK_S)
+    if lost is None:
+        return None
+    # What was on its way at the time of the fault may still have come to an end.
+    reached = max((seen.progress.step for seen in crew.seen if seen.t_s < lost.t_s), default=0)
     return crew.await_seen(
         lambda seen: seen.progress.event is None and seen.progress.step > reached, since=told_n, within_s=_BACK_S
     )

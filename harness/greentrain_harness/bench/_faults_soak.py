@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from greentrain.summary import Recovery
-from greentrain_harness.bench._faults_crew import FAULTS, START_S, Crew, Fault, Seen, Span
+from greentrain_harness.bench._faults_crew import FAULTS, START_S, Crew, Fault, Seen, Span, told_change
 from greentrain_harness.bench._faults_runs import losses_against, summary_of
 from greentrain_harness.bench._faults_setting import Setting
 from greentrain_harness.bench._faults_table import DETECTED_S, LOSS_RATIO, spread_of
@@ -101,7 +101,7 @@ def _strike(crew: Crew, fault: Fault, victim: str, hold_s: float) -> Hit:
     told_n = len(crew.seen)
 
     def lost(seen: Seen) -> bool:
-        return _says(seen, victim, "lost")
+        return told_change(seen, victim, "lost")
 
     crew.harm(fault, victim)
     if fault != "kill":
@@ -110,7 +110,7 @@ def _strike(crew: Crew, fault: Fault, victim: str, hold_s: float) -> Hit:
     noticed = crew.await_seen(lost, since=told_n, within_s=_UNNOTICED_S)
     if noticed is None:
         return Hit(fault, victim, noticed=False, back=True)
-    joined = crew.await_seen(lambda seen: _says(seen, victim, "joined"), since=told_n, within_s=START_S)
+    joined = crew.await_seen(lambda seen: told_change(seen, victim, "joined"), since=told_n, within_s=START_S)
     if joined is None:
         return Hit(fault, victim, noticed=True, back=False)
     reached = joined.progress.step
@@ -118,15 +118,6 @@ def _strike(crew: Crew, fault: Fault, victim: str, hold_s: float) -> Hit:
         lambda seen: seen.progress.event is None and seen.progress.step >= reached + 2, since=told_n, within_s=START_S
     )
     return Hit(fault, victim, noticed=True, back=True)
-
-
-def _says(seen: Seen, device: str, what: str) -> bool:
-    """Whether a line tells that a device was lost or has joined: ``a, b lost and c joined; …``."""
-    event = (seen.progress.event or "").partition(";")[0]
-    return any(
-        part.endswith(f" {what}") and device in part.removesuffix(f" {what}").split(", ")
-        for part in event.split(" and ")
-    )
 
 
 def _note_spans(crew: Crew, spans: dict[tuple[str, int], list[Span]]) -> None:
