@@ -32,8 +32,8 @@ __all__ = [
 DETECTED_S = {"kill": 1.0, "freeze": 3.0, "link": 3.0}
 _GROUP_S, _LAYERS_S = 1.0, 3.0
 RESTART_RATIO = 14.0
-# The same sums in another order; momentum carries the difference on from round to round.
-LOSS_RATIO = 1e-3
+# The same sums in another order, over some hundred rounds.
+LOSS_RATIO = 1e-4
 
 T = TypeVar("T", bound=msgspec.Struct)
 

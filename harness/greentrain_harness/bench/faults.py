@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m greentrain_harness.bench.faults", description=_ABOUT)
     parser.add_argument("--quotas", default="40,30,20,20", help="percent of a core by node, comma")
     parser.add_argument("--bandwidth", default="100Mbit", help="each node's link")
-    parser.add_argument("--model", default=OWN_MODEL, help="workload; default: digits-cnn with momentum")
+    parser.add_argument("--model", default=OWN_MODEL, help="workload; default: digits-vit with momentum")
     parser.add_argument("--batch", type=int, default=16, help="samples per round")
     parser.add_argument("--plans", default=",".join(PLANS), help="comma")
     parser.add_argument("--faults", default=",".join(FAULTS), help="comma")
