@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 NODES = ("node0", "node1", "node2")
-ROUNDS = 60
+ROUNDS = 40
 
 
 @pytest.fixture
