@@ -14,6 +14,7 @@ from greentrain.errors import UsageError
 from greentrain.plan import Plan, Stage
 from greentrain.runtime.backups import Backups, needs_backups
 from greentrain.runtime.checkpoints import load_layers
+from greentrain.runtime.copies import Copies
 from greentrain.runtime.crew import Crew
 from greentrain.runtime.crew import State as Rest
 from greentrain.runtime.devices import torch_device
@@ -23,7 +24,7 @@ from greentrain.runtime.job import Job
 from greentrain.runtime.membership import Decision
 from greentrain.runtime.network import free_port
 from greentrain.runtime.split_layer import stage_blocks
-from greentrain.runtime.states import Copies, State, decode, encode, layer_of, moves_of, put, take, travel
+from greentrain.runtime.states import State, decode, encode, layer_of, moves_of, put, take, travel
 from greentrain.runtime.wire import Digest, Form, Holding, Wish
 from greentrain.summary import Recovery
 from greentrain.workloads.workload import TensorSpec, block_outputs, structure_sha256
@@ -227,7 +228,7 @@ class Session:
             self._executor.close()
         self.done, self.ready, self.digest = self.job.first_round, False, None
         self._executor = self._group = self._backups = self._server = None
-        self._copies.kept.clear()
+        self._copies.clear()
 
     def close(self) -> None:
         """Leave the group and the crew."""
@@ -245,7 +246,7 @@ class Session:
         executor.commit = self._commit
         if needs_backups(self.plan):
             period = self.job.recovering.backup_rounds(self.plan)
-            self._backups = Backups(self.plan, self.job.device, group, self._copies, period)
+            self._backups = Backups(self.plan, self.job.device, group, self._copies, period, self.job.run_dir)
         else:
             self._copies.drop(before=self.done + 1)
 
