@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def lab() -> Iterator[Lab]:
 def test_a_device_that_was_cut_off_comes_back(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_work_folder(tmp_path, devices=NODES)
+    cluster = tmp_path / "cluster.toml"
+    cluster.write_text(re.sub(r'cpus = "\d"', "threads = 1", cluster.read_text()))
     net = tmp_path / "net.py"
     net.write_text(net.read_text().replace("PAUSE_S = 0.0", "PAUSE_S = 0.3"))
     schedule = [sys.executable, "-m", "greentrain.cli", "schedule", "--planner", "data", "--no-explain"]
