@@ -1,12 +1,14 @@
 """Copies of stages that only one device holds: kept by the next stage's first device, renewed now and then.
 
-Every device keeps its own tensors of the same round too, so that all can go back to it together.
+Every device keeps its own tensors of the same round too, so that all can go back to it together. What travels is read
+from the disk and written to it in parts of some rounds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil, sqrt
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,8 +16,9 @@ from torch import Tensor
 
 from greentrain.cluster import Cluster
 from greentrain.plan import Plan
+from greentrain.runtime.copies import Copies, Copy, Shelf
 from greentrain.runtime.group import RunGroup
-from greentrain.runtime.states import Copies, Copy, State, clone, encode
+from greentrain.runtime.states import State
 
 __all__ = ["Backups", "backup_period", "copy_energy_j", "needs_backups"]
 
@@ -70,12 +73,28 @@ def backup_period(copy_j: float, round_j: float, losses_per_round: float) -> int
 
 @dataclass
 class _Flow:
-    """A copy on its way, chunk by chunk."""
+    """A copy on its way, part by part.
 
-    data: Tensor
-    chunks: tuple[Tensor, ...]
+    Attributes:
+        shelf: Where it is read from, or written to.
+        size: Bytes in all.
+        part_bytes: Bytes of a part; the last one may be smaller.
+        done: Bytes that have travelled.
+        part: The part on its way.
+        work: Its message.
+    """
+
+    shelf: Shelf
+    size: int
+    part_bytes: int
+    done: int = 0
+    part: Tensor | None = None
     work: dist.Work | None = None
-    sent_n: int = 0
+
+    @property
+    def next_bytes(self) -> int:
+        """Bytes of the part that comes next."""
+        return min(self.part_bytes, self.size - self.done)
 
 
 @dataclass
@@ -92,6 +111,7 @@ class Backups:
         group: The joined ranks.
         copies: Where copies are kept.
         period: Rounds between copies.
+        folder: On the disk that they go to.
     """
 
     plan: Plan
@@ -99,6 +119,7 @@ class Backups:
     group: RunGroup
     copies: Copies
     period: int
+    folder: Path
     _stage: int = field(init=False)
     _keeps_of: int | None = field(init=False, default=None)
     _begun: list[int] = field(default_factory=list[int])
@@ -141,25 +162,25 @@ class Backups:
         self._begun = [*self._begun[-2:], done]
         whole_n = 2 if self._parts_n < self.period else 3
         self.copies.drop(before=self._begun[-whole_n:][0])
-        copied = clone(state)
-        self.copies.kept.append(Copy(stage.start, stage.stop, done, copied))
+        own = Copy(stage.start, stage.stop, done, Shelf(self.folder))
+        own.write(state)
+        self.copies.kept.append(own)
         keeper = keepers(self.plan).get(self._stage)
         length = torch.zeros(1, dtype=torch.int64)
         work = None
         if keeper is not None:
-            data = torch.frombuffer(bytearray(encode(copied)), dtype=torch.uint8)
-            length[0] = len(data)
+            length[0] = own.shelf.size
             work = dist.isend(length, dst=self.group.ranks[keeper], tag=_TAG + self._stage)
-            self._out = self._flow(data)
+            self._out = self._flow(own.shelf, own.shelf.size)
         if self._keeps_of is not None:
             given = torch.zeros(1, dtype=torch.int64)
             dist.recv(given, src=self._source(), tag=_TAG + self._keeps_of)
-            self._in = self._flow(torch.empty(int(given.item()), dtype=torch.uint8))
+            self._in = self._flow(Shelf(self.folder), int(given.item()))
         if work is not None:
             work.wait()
 
-    def _flow(self, data: Tensor) -> _Flow:
-        return _Flow(data, data.split(max(ceil(len(data) / self._parts_n), 1)))
+    def _flow(self, shelf: Shelf, size: int) -> _Flow:
+        return _Flow(shelf, size, max(ceil(size / self._parts_n), 1))
 
     def _source(self) -> int:
         assert self._keeps_of is not None
@@ -167,26 +188,31 @@ class Backups:
 
     def _start_parts(self) -> None:
         if self._out is not None:
-            part = self._out.chunks[self._out.sent_n]
+            flow = self._out
+            flow.part = flow.shelf.read(flow.done, flow.done + flow.next_bytes)
             keeper = self.group.ranks[keepers(self.plan)[self._stage]]
-            self._out.work = dist.isend(part, dst=keeper, tag=_TAG + self._stage)
+            flow.work = dist.isend(flow.part, dst=keeper, tag=_TAG + self._stage)
         if self._in is not None:
-            part = self._in.chunks[self._in.sent_n]
-            self._in.work = dist.irecv(part, src=self._source(), tag=_TAG + (self._keeps_of or 0))
+            flow = self._in
+            flow.part = torch.empty(flow.next_bytes, dtype=torch.uint8)
+            flow.work = dist.irecv(flow.part, src=self._source(), tag=_TAG + (self._keeps_of or 0))
 
     def _finish_parts(self) -> int:
         moved = 0
         for flow in (self._out, self._in):
             if flow is not None and flow.work is not None:
+                assert flow.part is not None
                 flow.work.wait()
-                moved += len(flow.chunks[flow.sent_n])
-                flow.work = None
-                flow.sent_n += 1
-        if self._out is not None and self._out.sent_n == len(self._out.chunks):
+                if flow is self._in:
+                    flow.shelf.append(flow.part.numpy().data)
+                moved += len(flow.part)
+                flow.done += len(flow.part)
+                flow.work = flow.part = None
+        if self._out is not None and self._out.done == self._out.size:
             self._out = None
-        if self._in is not None and self._in.sent_n == len(self._in.chunks):
+        if self._in is not None and self._in.done == self._in.size:
             assert self._keeps_of is not None
             stage = self.plan.stages[self._keeps_of]
-            self.copies.kept.append(Copy(stage.start, stage.stop, self._begun[-1], self._in.data.numpy().tobytes()))
+            self.copies.kept.append(Copy(stage.start, stage.stop, self._begun[-1], self._in.shelf))
             self._in = None
         return moved

@@ -9,6 +9,7 @@ machine that refuses has lost the process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import selectors
 import socket
 import struct
@@ -372,11 +373,14 @@ def ask(address: Address, payload: bytes, *, timeout_s: float) -> bytes | None:
 
     Raises:
         TimeoutError: Something listens there that does not answer in time.
+        OSError: Its host is out of reach.
     """
     try:
         connection = _dialled(address, timeout_s)
-    except OSError:
+    except ConnectionRefusedError:
         return None
+    except TimeoutError as error:
+        raise OSError(errno.EHOSTUNREACH, "out of reach") from error
     with connection:
         try:
             return _exchange(connection, b"Q", payload)

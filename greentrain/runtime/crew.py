@@ -41,6 +41,8 @@ _CONNECT_S = 3.0
 _ASK_S = 1.0
 # A port may belong to a program that never answers.
 _SILENT_N = 5
+# So often, a second apart, must all hosts say that nobody trains there.
+_NOBODY_N = 5
 
 
 class ExcludedError(RunError):
@@ -244,36 +246,44 @@ class Crew:
                 self._enter(form)
                 return form
 
-    def wish(self, addresses: Sequence[Address], *, timeout_s: float) -> Form | None:
+    def wish(self, addresses: Sequence[Address], *, timeout_s: float, insist: bool = False) -> Form | None:
         """Ask to be taken into a run that goes on.
 
         Args:
             addresses: Where members may be found.
             timeout_s: Longest wait to be taken.
+            insist: The others were there before: where they are out of reach, their hosts may come back.
 
         Returns:
             The generation that has been entered; None where no run goes on.
 
         Raises:
             UsageError: This device has another plan, model, data set or seed.
+            ExcludedError: The run went on, and has ended meanwhile.
             PeersLostError: It was not taken in time.
         """
         question = encode(Wish(hello=self.hello, member=self._member))
         told = False
-        silent_n = 0
+        silent_n = nobody_n = 0
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            answers, silent = _ask_all(addresses, question)
-            running = [answer for answer in answers if answer.runs]
-            if silent and not running and silent_n < _SILENT_N:
+            heard = _ask_all(addresses, question)
+            running = [answer for answer in heard.answers if answer.runs]
+            if heard.silent and not running and silent_n < _SILENT_N:
                 silent_n += 1
                 continue  # Somebody is there, but busy.
-            if not running and not told:
+            if not running and not told and not insist:
                 return None
+            nobody_n = 0 if running or heard.silent or heard.away else nobody_n + 1
+            if nobody_n == _NOBODY_N:
+                raise ExcludedError(
+                    f"{self.device}: the others went on without this device, and none of them is left in the run.",
+                    hint="Their run's files are with them.",
+                )
             for answer in running:
                 if answer.refused is not None:
                     raise UsageError(answer.refused, hint=answer.hint)
-            if not told:
+            if running and not told:
                 self._say("The run goes on without this device; it joins after the present round …")
                 told = True
             addresses = tuple(dict.fromkeys((*(answer.leader for answer in running), *addresses)))
@@ -525,14 +535,19 @@ def _addresses(members: Iterable[Member]) -> dict[str, Address]:
     return {member.device: _address(member) for member in members}
 
 
-def _ask_all(addresses: Sequence[Address], question: bytes) -> tuple[list[Answer], bool]:
-    """Ask all at once; some hosts may be off, and take their time to be silent.
+class _Heard(NamedTuple):
+    """What came back from those who were asked: answers, whether one is there that gave none, and one out of reach."""
 
-    Returns:
-        The answers, and whether somebody is there who did not answer.
-    """
-    found: list[Answer] = []
+    answers: list[Answer]
+    silent: bool
+    away: bool
+
+
+def _ask_all(addresses: Sequence[Address], question: bytes) -> _Heard:
+    """Ask all at once; some hosts may be off, and take their time to be silent."""
+    answers: list[Answer] = []
     silent: list[Address] = []
+    away: list[Address] = []
 
     def one(address: Address) -> None:
         try:
@@ -540,22 +555,24 @@ def _ask_all(addresses: Sequence[Address], question: bytes) -> tuple[list[Answer
             answer = None if reply is None else decode(reply)
         except TimeoutError:
             silent.append(address)
+        except OSError:
+            away.append(address)
         except msgspec.MsgspecError:
             return
         else:
             if isinstance(answer, Answer):
-                found.append(answer)
+                answers.append(answer)
 
     threads = [threading.Thread(target=one, args=(address,), daemon=True) for address in addresses]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=3 * _ASK_S)
-    return list(found), bool(silent)
+    return _Heard(list(answers), bool(silent), bool(away))
 
 
 def _reaches(address: Address, payload: bytes) -> bool:
     """Whether somebody who waits there has heard."""
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(OSError):
         return ask(address, payload, timeout_s=_ASK_S) is not None
     return False

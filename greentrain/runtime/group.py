@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,8 +18,8 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 
 from greentrain.errors import RunError
 from greentrain.plan import Plan
-from greentrain.runtime.control import PRIORITY
 from greentrain.runtime.handshake import Hello, meet
+from greentrain.runtime.links import UNWIND_S, Links, PeersLostError
 from greentrain.runtime.messages import PEERS_LOST
 from greentrain.runtime.network import address_towards, check_own_port, interface_of, wait_for_port
 
@@ -32,9 +31,7 @@ _CHUNK_BYTES = 1 << 18
 # The port is open already: a store answers at once.
 _STORE_TIMEOUT_S = 8.0
 
-
-class PeersLostError(RunError):
-    """Another rank is gone or silent. Which one, and why, is known there and to the launcher."""
+T = TypeVar("T")
 
 
 @dataclass
@@ -73,12 +70,21 @@ class RunGroup:
             PeersLostError: In place of gloo's error when a peer is gone or silent.
         """
         try:
-            yield
+            with self._links.waiting():
+                yield
         except RuntimeError as error:
             raise PeersLostError(
                 f"{self.device}: {PEERS_LOST} ({plain(error)}).",
                 hint="What was written under the run's folder is kept; start the run again.",
             ) from error
+
+    def apart(self, job: Callable[[], T]) -> T:
+        """Do what talks to other ranks so that :meth:`abort` ends it for certain; see :meth:`Links.apart`.
+
+        Raises:
+            PeersLostError: It was given up, or a peer is gone.
+        """
+        return self._links.apart(job)
 
     def barrier(self) -> None:
         """Wait for every rank.
@@ -125,63 +131,15 @@ class RunGroup:
 
     def close(self) -> None:
         """Leave the group; a second call does nothing."""
+        held = [dist.group.WORLD, self.stage_group]
+        self.stage_group = None
         if dist.is_initialized():
             dist.destroy_process_group()
-        self.stage_group = None
-
-
-class Links:
-    """The network connections that gloo and its store open from now on, until :meth:`seal`.
-
-    gloo waits for a message as long as its timeout says and cannot be asked to stop, but it gives up at once when the
-    connection ends. So what it has open is remembered, and shut from outside.
-    """
-
-    def __init__(self) -> None:
-        self._before = frozenset(_descriptors())
-        self._own: frozenset[str] | None = None
-
-    def seal(self) -> None:
-        """All are open: what is opened later belongs to others."""
-        self._own = frozenset(_descriptors()) - self._before
-
-    def cut(self) -> None:
-        """Shut all of them."""
-        for name, descriptor in _descriptors().items():
-            if name not in self._before and (self._own is None or name in self._own):
-                with contextlib.suppress(OSError):
-                    _shut(name, os.dup(descriptor))
-
-
-def _descriptors() -> dict[str, int]:
-    """Name (with the inode number) to descriptor of all sockets of this process."""
-    found: dict[str, int] = {}
-    listed = Path("/proc/self/fd")
-    for descriptor in listed.iterdir() if listed.exists() else ():
-        with contextlib.suppress(OSError):
-            found[str(descriptor.readlink())] = int(descriptor.name)
-    return {name: descriptor for name, descriptor in found.items() if name.startswith("socket:")}
-
-
-def _shut(name: str, copy: int) -> None:
-    """Shut a connection by a copy of its descriptor, which another socket may have taken meanwhile."""
-    try:
-        same = str(Path(f"/proc/self/fd/{copy}").readlink()) == name
-        connection = socket.socket(fileno=os.dup(copy)) if same else None
-    finally:
-        os.close(copy)
-    if connection is not None:
-        with connection:
-            if _is_gloo(connection):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-def _is_gloo(connection: socket.socket) -> bool:
-    """Not a listener, on which gloo ends the process, and not of the control plane."""
-    if connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
-    listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    return not listens and connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) != PRIORITY
+        # With its last owner a group waits for its own threads, of which one may hang in a message cut in two.
+        dropping = threading.Thread(target=held.clear, name="gloo-end", daemon=True)
+        dropping.start()
+        dropping.join(timeout=UNWIND_S)
+        self._links.close()
 
 
 def join(

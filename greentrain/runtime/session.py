@@ -14,6 +14,7 @@ from greentrain.errors import UsageError
 from greentrain.plan import Plan, Stage
 from greentrain.runtime.backups import Backups, needs_backups
 from greentrain.runtime.checkpoints import load_layers
+from greentrain.runtime.copies import Copies
 from greentrain.runtime.crew import Crew
 from greentrain.runtime.crew import State as Rest
 from greentrain.runtime.devices import torch_device
@@ -23,7 +24,7 @@ from greentrain.runtime.job import Job
 from greentrain.runtime.membership import Decision
 from greentrain.runtime.network import free_port
 from greentrain.runtime.split_layer import stage_blocks
-from greentrain.runtime.states import Copies, State, decode, encode, layer_of, moves_of, put, take, travel
+from greentrain.runtime.states import State, decode, encode, layer_of, moves_of, put, take, travel
 from greentrain.runtime.wire import Digest, Form, Holding, Wish
 from greentrain.summary import Recovery
 from greentrain.workloads.workload import TensorSpec, block_outputs, run_blocks, structure_sha256
@@ -223,7 +224,7 @@ class Session:
             timeout_s=self.job.message_timeout_s,
         )  # fmt: skip
         self._group = group
-        arrived, self.moved_bytes = travel(moves, group, given)
+        arrived, self.moved_bytes = group.apart(lambda: travel(moves, group, given))
         stage = stage_of(found.plan, self.job.device)
         own = self._at(found.round, stage.start, stage.stop)
         executor = self.maker.executor(found.plan, self.job.device, self._executor)
@@ -240,9 +241,9 @@ class Session:
             self._group.close()
         if self._executor is not None:
             self._executor.close()
-        self.ready, self.digest = False, None
+        self.done, self.ready, self.digest = self.job.first_round, False, None
         self._executor = self._group = self._backups = self._server = None
-        self._copies.kept.clear()
+        self._copies.clear()
 
     def close(self) -> None:
         """Leave the group and the crew."""
@@ -260,7 +261,7 @@ class Session:
         executor.commit = self._commit
         if needs_backups(self.plan):
             period = self.job.recovering.backup_rounds(self.plan)
-            self._backups = Backups(self.plan, self.job.device, group, self._copies, period)
+            self._backups = Backups(self.plan, self.job.device, group, self._copies, period, self.job.run_dir)
         else:
             self._copies.drop(before=self.done + 1)
 

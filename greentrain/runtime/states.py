@@ -1,9 +1,8 @@
-"""Weights and optimizer state by layer: taken, put back, copied, and moved between devices as raw bytes."""
+"""Weights and optimizer state by layer: taken, put back, and moved between devices as raw bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -13,11 +12,9 @@ from torch import Tensor, nn
 from greentrain.plan import Plan
 from greentrain.runtime.executor import Executor
 from greentrain.runtime.group import RunGroup
-from greentrain.runtime.wire import Holding, Kept
+from greentrain.runtime.wire import Kept
 
 __all__ = [
-    "Copies",
-    "Copy",
     "Move",
     "State",
     "clone",
@@ -101,45 +98,6 @@ def _parameters(blocks: Sequence[nn.Module], start: int) -> Iterator[tuple[str, 
 def layer_of(name: str) -> int:
     """The layer of a tensor."""
     return int(name.partition(".")[0])
-
-
-@dataclass
-class Copy:
-    """Tensors of the layers [start, stop) after ``round`` rounds; those that arrived are decoded when needed."""
-
-    start: int
-    stop: int
-    round: int
-    state: State | bytes
-
-    def part(self, start: int, stop: int) -> State:
-        """The tensors of some layers."""
-        if isinstance(self.state, bytes):
-            self.state = decode(self.state)
-        return {name: tensor for name, tensor in self.state.items() if start <= layer_of(name) < stop}
-
-
-@dataclass
-class Copies:
-    """What a device keeps besides what it trains: its own earlier rounds, and what others gave it to keep."""
-
-    kept: list[Copy] = field(default_factory=list[Copy])
-
-    def holdings(self) -> tuple[Holding, ...]:
-        """What is kept, in words."""
-        return tuple(Holding(start=copy.start, stop=copy.stop, round=copy.round) for copy in self.kept)
-
-    def drop(self, *, before: int = 0, after: int | None = None) -> None:
-        """Drop the copies of rounds before one, and of those after another."""
-        self.kept = [copy for copy in self.kept if copy.round >= before and (after is None or copy.round <= after)]
-
-    def part(self, round_: int, start: int, stop: int) -> State:
-        """The tensors of layers after a round, from all copies together."""
-        found: State = {}
-        for copy in self.kept:
-            if copy.round == round_:
-                found.update(copy.part(start, stop))
-        return found
 
 
 class Move(NamedTuple):

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -75,6 +76,15 @@ class _Energy(NamedTuple):
     source: Source
 
 
+class _Round(NamedTuple):
+    """What a round has left."""
+
+    loss: float
+    timed: list[TimedAction]
+    moved_bytes: int
+    copied_s: float
+
+
 @dataclass
 class Trainer:
     """Trains one device's part to the end, whatever happens to the others.
@@ -134,17 +144,10 @@ class Trainer:
         while session.done < job.rounds_n and not (session.crew is not None and session.crew.paused):
             step = session.done
             start_s = time.monotonic()
-            moved_bytes = session.before_round()
-            copied = None if moved_bytes == 0 else (start_s, time.monotonic() - start_s, moved_bytes)
-            rate = learning_rate_at(job.workload, step, job.rounds_n)
-            commit = session.executor.commit
-            if commit is not None:
-                session.executor.commit = self._noting(commit)
-            rows = RoundRows(job, session.plan, self._samples(step))
-            try:
-                loss, timed = session.executor.run_round(rows, learning_rate=rate, seed=random_seed(job.seed, step))
-            finally:
-                session.executor.commit = commit
+            # With a crew a loss must end the round for certain, whatever gloo waits for.
+            done = self._round(step) if session.crew is None else session.group.apart(partial(self._round, step))
+            copied = None if done.moved_bytes == 0 else (start_s, done.copied_s, done.moved_bytes)
+            loss, timed = done.loss, done.timed
             if session.crew is None:
                 session.done += 1
                 self._check(loss, step)
@@ -153,6 +156,25 @@ class Trainer:
             self._revise()
             self._checkpoint()
         return self._end_s - session.begin_s
+
+    def _round(self, step: int) -> _Round:
+        """One round, with its part of the copies."""
+        job, session = self.job, self.session
+        # Where this is left behind, the session gets another one.
+        executor = session.executor
+        start_s = time.monotonic()
+        moved_bytes = session.before_round()
+        copied_s = time.monotonic() - start_s
+        rate = learning_rate_at(job.workload, step, job.rounds_n)
+        commit = executor.commit
+        if commit is not None:
+            executor.commit = self._noting(commit)
+        rows = RoundRows(job, session.plan, self._samples(step))
+        try:
+            loss, timed = executor.run_round(rows, learning_rate=rate, seed=random_seed(job.seed, step))
+        finally:
+            executor.commit = commit
+        return _Round(loss, timed, moved_bytes, copied_s)
 
     def recover(self) -> bool:
         """Come together with those who are left, and enter the new generation; whether training goes on."""

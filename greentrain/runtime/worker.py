@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -14,6 +15,7 @@ from greentrain.runtime.crew import Crew, ExcludedError
 from greentrain.runtime.finish import round_losses
 from greentrain.runtime.group import Hello, PeersLostError, RunGroup, join, plain
 from greentrain.runtime.job import Job, Recovering, Trained, TrainedModel
+from greentrain.runtime.membership import NoMajorityError
 from greentrain.runtime.messages import Progress, RankResult
 from greentrain.runtime.network import address_towards
 from greentrain.runtime.resident import peak_bytes, resident_bytes
@@ -112,42 +114,66 @@ def _rounds(
         try:
             if not trainer.recover():
                 return None
+        except NoMajorityError as error:
+            trainer.say(f"{error.message} It waits for them …")
+            joined = _return(session)
         except ExcludedError:
             joined = _return(session)
 
 
 def _return(session: Session) -> Form:
-    """Join the others again, who went on because this process stood still for too long.
+    """Join the others again, who went on because this process stood still, or its link was down, for too long.
 
     Raises:
         ExcludedError: They are not to be found any more.
+        PeersLostError: They are out of reach for too long.
     """
-    crew = session.crew
+    crew, recovering = session.crew, session.job.recovering
     assert crew is not None
     addresses = [(member.host, member.port) for member in crew.members if member.device != crew.device]
     session.forget()
     crew.start_over()
-    found = _join_running(session, addresses)
-    if found is None:
-        raise ExcludedError(
-            f"{crew.device}: the others went on without this device and have finished.",
-            hint="Their run's files are with them.",
-        )
+    found = _join_running(session, [*addresses, *(recovering.addresses if recovering else ())], insist=True)
+    assert found is not None
     return found
 
 
-def _join_running(session: Session, addresses: Sequence[Address]) -> Form | None:
-    """Come into a run that goes on; None where there is none."""
-    assert session.crew is not None
-    found = session.crew.wish(addresses, timeout_s=session.job.join_timeout_s)
-    while found is not None:
+def _join_running(session: Session, addresses: Sequence[Address], *, insist: bool = False) -> Form | None:
+    """Come into a run that goes on; None where there is none, unless it was there before (``insist``).
+
+    Raises:
+        ExcludedError: It went on, and has ended meanwhile.
+        PeersLostError: This device was not taken in time.
+    """
+    crew = session.crew
+    assert crew is not None
+    while True:
+        found = crew.wish(tuple(dict.fromkeys(addresses)), timeout_s=session.job.join_timeout_s, insist=insist)
+        if found is None:
+            return None
+        with contextlib.suppress(ExcludedError, NoMajorityError):
+            return _entered(session, found)
+        # Others were lost just then, or took this one for lost.
+        session.forget()
+        crew.start_over()
+        insist = True
+
+
+def _entered(session: Session, found: Form) -> Form:
+    """Enter a generation, or the one that comes after it where somebody was lost meanwhile."""
+    while True:
         try:
             session.enter(found)
         except (RuntimeError, PeersLostError):
-            found = session.rest()  # Somebody was lost meanwhile.
+            later = session.rest()
+            if later is None:
+                raise ExcludedError(
+                    f"{session.job.device}: the run has finished without this device.",
+                    hint="Its files are with the others.",
+                ) from None
+            found = later
             continue
         return found
-    return None
 
 
 def _finish(
@@ -157,8 +183,9 @@ def _finish(
     session, crew = trainer.session, trainer.session.crew
     group = session.group
     own = trainer.result(max(peak_bytes() - base_bytes, 0))
-    gathered = group.gather_bytes(msgspec.json.encode(own))
-    model = _gather_parameters(session, group)
+    gathered, model = group.apart(
+        lambda: (group.gather_bytes(msgspec.json.encode(own)), _gather_parameters(session, group))
+    )
     if group.rank != 0:
         if crew is not None:
             crew.await_finish()

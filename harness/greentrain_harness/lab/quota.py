@@ -1,28 +1,40 @@
 """One command under a CPU quota of its own: a slower worker on the same machine.
 
 ``python -m greentrain_harness.lab.quota PERCENT -- COMMAND …`` makes a control group, runs the command
-in it, passes signals and the exit status on, and removes the group. Needs root, as the lab does.
+in it, passes signals and the exit status on, and removes the group. The command never outlives it, even when it is
+killed. Needs root, as the lab does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from greentrain.errors import GreentrainError, UsageError
-from greentrain_harness.lab.cgroups import check_quota, create, find_mounts, join, leftovers, processes, remove
+from greentrain_harness.lab.cgroups import (
+    NodeCgroup,
+    check_quota,
+    create,
+    find_mounts,
+    join,
+    leftovers,
+    processes,
+    remove,
+)
 from greentrain_harness.lab.lifecycle import require_root_on_linux
 
 __all__ = ["main", "quota_argv", "require_quota"]
 
 _MODULE = "greentrain_harness.lab.quota"
 _NAME = re.compile(r"gtquota-(\d+)")
+_PR_SET_PDEATHSIG = 1
 
 
 def quota_argv(quota_percent: float, argv: Sequence[str]) -> list[str]:
@@ -73,13 +85,27 @@ def _run(quota_percent: float, argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
     try:
-        # The child joins before it becomes the command, so that none of its work escapes the quota.
-        child = subprocess.Popen(list(argv), preexec_fn=lambda: join(node, os.getpid()))
+        child = subprocess.Popen(list(argv), preexec_fn=_entering(node))
         status = child.wait()
     finally:
         with contextlib.suppress(GreentrainError):
             remove(node.folders)
     return status if status >= 0 else 128 - status
+
+
+def _entering(node: NodeCgroup) -> Callable[[], None]:
+    """What the child does before it becomes the command: none of its work may escape the quota."""
+    libc = ctypes.CDLL(None)
+    wrapper = os.getpid()
+
+    def enter() -> None:
+        join(node, os.getpid())
+        # Whoever kills the wrapper means the command.
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != wrapper:
+            os._exit(128 + signal.SIGKILL)
+
+    return enter
 
 
 def _remove_abandoned() -> None:
