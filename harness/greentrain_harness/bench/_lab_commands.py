@@ -53,7 +53,7 @@ def measure_links(folder: Path, lab: str, bandwidth: str) -> None:
     status = subprocess.run(
         [*_COMMAND, "lab", "status", "--name", lab, "--json"], cwd=folder, capture_output=True, check=True
     )
-    nodes = [(node["name"], node["address"]) for node in msgspec.json.decode(status.stdout)["nodes"]]
+    nodes = [(node["name"], node["address"]) for node in msgspec.json.decode(status.stdout)["labs"][0]["nodes"]]
     for index, (server, address) in enumerate(nodes[:-1]):
         inside = [*_COMMAND, "lab", "exec", "--name", lab, server, "--"]
         serving = subprocess.Popen(
