@@ -25,7 +25,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         models: Workloads of the simulated part and of the check of gradients.
         lab_model: Workload of the measured part; None without one.
-        quick: A grid for two minutes.
+        quick: A grid for two minutes; gradients of the first model only.
         gradients: Whether gradients are verified.
     """
 
@@ -73,8 +73,9 @@ def run_study(folder: Path, asked: Asked, report: Callable[[Progress], None]) ->
         if case.way == "single" or why_not(profile(case.model), case.way, 2) is None
     ]
     missing = [case for case in wanted if case not in done]
-    unverified = [name for name in asked.models if all(row.model != name for row in gradients.rows)]
-    if unverified and asked.gradients:
+    checked = asked.models[: 1 if asked.quick else None] if asked.gradients else ()
+    unverified = [name for name in checked if all(row.model != name for row in gradients.rows)]
+    if unverified:
         report(Progress(part="simulated", done_n=0, wanted_n=len(wanted), text="verifying gradients"))
         from greentrain_harness.study.gradients import verified
 
