@@ -119,6 +119,9 @@ class _Lines:
         """Show how far it is."""
         now_s = time.monotonic()
         begun_s, begun_n = self._begun.setdefault(progress.part, (now_s, progress.done_n))
+        if progress.done_n == begun_n:
+            # The first row has not begun yet, or is going on: what comes before it tells nothing of the others.
+            self._begun[progress.part] = (now_s, begun_n)
         # Rows of the lab take most of a minute each: every one is told.
         if self._quiet or (progress.part == "simulated" and now_s - self._line_s < self._every_s()):
             return

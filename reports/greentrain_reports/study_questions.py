@@ -7,6 +7,7 @@ often it holds decides the verdict: in half of the cases or more it agrees, in a
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Literal
@@ -14,8 +15,8 @@ from typing import Literal
 import msgspec
 
 from greentrain.objective import OPTIMIZER_STATES, Parallelism
-from greentrain.study import StudyRow
-from greentrain_reports.study_tables import Cell, Study, value_of, winner_shares
+from greentrain.study import WAYS, StudyRow
+from greentrain_reports.study_tables import Cell, Measure, Study, value_of, winner_shares
 from greentrain_reports.words import number, percent, size
 
 __all__ = ["Claim", "Question", "questions"]
@@ -26,7 +27,8 @@ _AGREES, _IN_PART = 0.5, 0.1
 # "Comparable energy" and "much faster", as they are checked here.
 _COMPARABLE_RATIO, _FASTER_RATIO = 1.25, 1.5
 _INSIDE = ("sequence", "tensor", "tensor+sequence")
-_CUTS = ("data", "pipeline", "hybrid")
+_PURE = ("data", "pipeline", *_INSIDE)
+_MEASURES: tuple[Measure, Measure] = ("energy", "time")
 # Devices of the plans that lose one.
 _FAULT_DEVICES_N = 4
 # Losses of a device per hour: the default of greentrain train.
@@ -117,8 +119,13 @@ def _participants(study: Study) -> Question:
             f"{number(max(speeds))} times) for {number(statistics.median(joules))} times the joules (at the least "
             f"{number(min(joules))} times)."
         )
+    answers += [_growth_words(sweeps), _mode_words(study)]
+    alone_fits = [cell for cell in study.cells if cell.single is None and cell.winner("energy") is not None]
+    if alone_fits:
+        answers.append(f"In {len(alone_fits)} places one device cannot hold the training at all, several can.")
     return Question(
-        name="participants", asked="How many devices should take part?", answers=tuple(answers),
+        name="participants", asked="How many devices should take part?",
+        answers=tuple(text for text in answers if text),
         claims=(
             Claim(
                 published="Collaborative training costs comparable energy to one device while being much faster.",
@@ -130,7 +137,44 @@ def _participants(study: Study) -> Question:
     )  # fmt: skip
 
 
-def _of(row: StudyRow | None, measure: Literal["energy", "time"]) -> float:
+def _growth_words(sweeps: Sequence[Sequence[Cell]]) -> str:
+    """Joules and speed of the best plans beside one device, by the number of devices."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for cell in (cell for sweep in sweeps for cell in sweep):
+        joules = _of(cell.winner("energy"), "energy") / _of(cell.single, "energy")
+        speed = _of(cell.single, "time") / _of(cell.winner("time"), "time")
+        found.setdefault(cell.devices_n, []).append((joules, speed))
+    if not found:
+        return ""
+    parts = [
+        f"{devices_n} devices × {number(statistics.median(j for j, _ in pairs))} and "
+        f"× {number(statistics.median(s for _, s in pairs))}"
+        for devices_n, pairs in sorted(found.items())
+    ]
+    return f"Joules of the best plan and speed of the fastest beside one device, in the median: {', '.join(parts)}."
+
+
+def _mode_words(study: Study) -> str:
+    """What the lowest power mode does to the best plans."""
+    plain = {(cell.scenario, cell.devices_n, cell.bandwidth_mbit_per_s): cell for cell in study.cells}
+    ratios: list[tuple[float, float]] = []
+    for cell in study.cells:
+        usual = msgspec.structs.replace(cell.scenario, mode="default")
+        other = plain.get((usual, cell.devices_n, cell.bandwidth_mbit_per_s))
+        if cell.scenario.mode == "default" or other is None or None in (cell.winner("energy"), other.winner("energy")):
+            continue
+        joules, time = (_of(cell.winner(how), how) / _of(other.winner(how), how) for how in _MEASURES)
+        ratios.append((joules, time))
+    if not ratios:
+        return ""
+    joules, time = (statistics.median(pair[at] for pair in ratios) for at in (0, 1))
+    return (
+        f"The lowest power mode changes the joules of the best plan × {number(joules)} and its time × {number(time)} "
+        f"in the median of {len(ratios)} places."
+    )
+
+
+def _of(row: StudyRow | None, measure: Measure) -> float:
     assert row is not None
     return value_of(row, measure)
 
@@ -140,8 +184,10 @@ def _parallelism(study: Study) -> Question:
     # Where nothing can be shared inside a sample there is no contest.
     contests = [cell for cell in cells if any(way in cell.rows for way in _INSIDE)]
     joules, time = winner_shares(cells, "energy"), winner_shares(cells, "time")
-    good = sum(_way(cell) in _CUTS for cell in contests)
-    # Sum of rows, not of winners: what sharing inside a sample costs beside the best.
+    turned_out = Counter(
+        best.parallelism for cell in cells if (best := cell.winner("energy")) is not None and best.way == "hybrid"
+    )
+    # Of all plans, not of winners: what sharing inside a sample costs beside the best.
     inside = [
         value_of(cell.rows[way], "energy") / _of(cell.winner("energy"), "energy")
         for cell in contests
@@ -152,11 +198,14 @@ def _parallelism(study: Study) -> Question:
     saved = sum(
         any(way in cell.rows for way in ("pipeline", "hybrid", "tensor", "tensor+sequence")) for cell in lacking
     )
-    slow = [cell for cell in contests if any(cell.rows[way].idle_time_ratio for way in _INSIDE if way in cell.rows)]
-    suffers = sum(_inside_suffers(cell) for cell in slow)
     answers = (
         f"Fewest joules among plans of several devices: {_shares_words(joules, len(cells))}.",
         f"Most samples per second: {_shares_words(time, len(cells))}.",
+        "Where a hybrid needs the fewest joules it turned out as "
+        + ", ".join(f"{form} in {n}" for form, n in turned_out.most_common())
+        + " places."
+        if turned_out
+        else "A hybrid nowhere needs the fewest joules.",
         f"Sharing inside a sample needs {number(statistics.median(inside))} times the joules of the best plan in the "
         f"median of {len(inside)} plans, at the least {number(min(inside))} times."
         if inside
@@ -166,33 +215,44 @@ def _parallelism(study: Study) -> Question:
     )
     return Question(
         name="parallelism", asked="How should they share the work?", answers=answers,
-        claims=(
+        claims=_sharing_claims(contests, lacking, saved),
+    )  # fmt: skip
+
+
+def _sharing_claims(contests: Sequence[Cell], lacking: Sequence[Cell], saved: int) -> tuple[Claim, ...]:
+    """The published conclusions about the ways themselves."""
+    good = {way: sum(_near_best(cell, way) for cell in contests) for way in ("pipeline", "data")}
+    suffers = sum(_inside_suffers(cell) for cell in contests)
+    return (
+        *(
             Claim(
-                published="Data and pipeline parallelism are the most energy-efficient.",
-                holds_n=good, cases_n=len(contests),
-                figures=f"Data, pipeline or a hybrid of both needs the fewest joules in {good} of {len(contests)} "
-                "places where layers can also be shared inside a sample.",
-            ),
-            Claim(
-                published="Sequence and tensor parallelism suffer from communication in every layer.",
-                holds_n=suffers, cases_n=len(slow),
-                figures=f"Sequence, tensor and tensor+sequence plans all wait for a larger part of their time than the "
-                f"plan of the fewest joules in {suffers} of {len(slow)} places.",
-            ),
-            Claim(
-                published="Pipelines and sharded forms train what others cannot fit.",
-                holds_n=saved, cases_n=len(lacking),
-                figures=f"Of {len(lacking)} places where data parallelism does not fit, a plan that divides the "
-                f"weights fits in {saved}.",
-            ),
+                published=f"{way.capitalize()} parallelism is among the most energy-efficient.",
+                holds_n=good[way], cases_n=len(contests),
+                figures=f"It needs at most {_COMPARABLE_RATIO:g} times the joules of the best of data, pipeline, "
+                f"sequence, tensor and tensor+sequence in {good[way]} of {len(contests)} places where "
+                "layers can also be shared inside a sample.",
+            )
+            for way in ("pipeline", "data")
+        ),
+        Claim(
+            published="Sequence and tensor parallelism suffer from communication in every layer.",
+            holds_n=suffers, cases_n=len(contests),
+            figures=f"Sequence, tensor and tensor+sequence plans all wait for a larger part of their time than the "
+            f"plan of the fewest joules in {suffers} of {len(contests)} places.",
+        ),
+        Claim(
+            published="Pipelines and sharded forms train what others cannot fit.",
+            holds_n=saved, cases_n=len(lacking),
+            figures=f"Of {len(lacking)} places where data parallelism does not fit, a plan that divides the "
+            f"weights fits in {saved}.",
         ),
     )  # fmt: skip
 
 
-def _way(cell: Cell) -> str:
-    best = cell.winner("energy")
-    assert best is not None
-    return best.way
+def _near_best(cell: Cell, way: str) -> bool:
+    """Whether a way needs comparable energy to the best of those that are no mix."""
+    known = {name: value_of(cell.rows[name], "energy") for name in _PURE if name in cell.rows}
+    return way in known and known[way] <= _COMPARABLE_RATIO * min(known.values())
 
 
 def _inside_suffers(cell: Cell) -> bool:
@@ -277,19 +337,14 @@ def _faults(study: Study) -> Question:
     copies: dict[str, list[float]] = {}
     for row in rows:
         copies.setdefault(row.way, []).append(copy_share(row))
-    own = {row.way for row in rows if row.sole_param_bytes}
-    free = [way for way in copies if way not in own]
     fewer = _after_a_loss(study)
-    largest = {way: max(row.sole_param_bytes or 0 for row in rows if row.way == way) for way in own}
     safe = [row for row in rows if row.way in ("data", "sequence")]
-    lost = ", ".join(f"{way} up to {size(held)}" for way, held in largest.items())
     answers = [
-        f"Without copies a lost device takes with it: {lost} of weights"
-        f"{'; nothing in ' + ' and '.join(free) if free else ''} (4 devices).",
+        _sole_words(rows),
         "Copying what one device holds alone, weights and optimizer, to a neighbour as often as is best, and redoing "
         f"the rounds since the last copy, at {_LOSSES_PER_HOUR:g} losses per device and hour adds in the median: "
         + ", ".join(f"{way} {percent(statistics.median(shares))}" for way, shares in copies.items())
-        + " to time and waiting joules (Young's period, √(2 × copy ÷ losses)).",
+        + " to the time (Young's period, √(2 × copy ÷ losses)).",
     ]
     if fewer:
         answers.append(
@@ -309,6 +364,16 @@ def _faults(study: Study) -> Question:
             ),
         ),
     )  # fmt: skip
+
+
+def _sole_words(rows: Sequence[StudyRow]) -> str:
+    """What dies with one device."""
+    ways = [way for way in WAYS if any(row.way == way for row in rows)]
+    largest = {way: max(row.sole_param_bytes or 0 for row in rows if row.way == way) for way in ways}
+    lost = ", ".join(f"{way} up to {size(held)}" for way, held in largest.items() if held)
+    safe = " and ".join(way for way, held in largest.items() if not held)
+    nothing = f"; nothing in {safe}" if safe else ""
+    return f"Without copies a lost device takes with it: {lost} of weights{nothing} ({_FAULT_DEVICES_N} devices)."
 
 
 def copy_share(row: StudyRow) -> float:

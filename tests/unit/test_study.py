@@ -185,8 +185,27 @@ def test_without_rows_nothing_is_claimed() -> None:
 
 def test_memory_claim_counts_places_where_data_does_not_fit() -> None:
     rows = [row("data", joules=None), row("pipeline"), row("data", bandwidth=10.0, joules=None)]
-    claim = _question(rows, "parallelism").claims[2]
+    claim = _question(rows, "parallelism").claims[3]
     assert (claim.holds_n, claim.cases_n, claim.verdict) == (1, 2, "agrees")
+
+
+def test_each_way_is_held_against_the_best_that_is_no_mix() -> None:
+    rows = [row("data", joules=5.0), row("pipeline", joules=1.2), row("tensor", joules=1.0), row("hybrid", joules=0.1)]
+    question = _question(rows, "parallelism")
+    pipeline, data = question.claims[:2]
+    assert (pipeline.verdict, data.verdict) == ("agrees", "does not agree")
+    assert pipeline.cases_n == data.cases_n == 1
+    assert "turned out as hybrid in 1" in question.answers[2]
+
+
+def test_power_modes_and_growth_are_told() -> None:
+    rows = [
+        row("single", devices_n=1, joules=1.0, speed=10.0), row("data", joules=2.0, speed=15.0),
+        row("data", joules=1.0, speed=5.0, mode="lowest"),
+    ]  # fmt: skip
+    answers = " ".join(_question(rows, "participants").answers)
+    assert "2 devices × 2 and × 1.5" in answers
+    assert "the joules of the best plan × 0.5 and its time × 3" in answers
 
 
 def test_topology_compares_rooms_with_a_fast_network() -> None:
