@@ -9,7 +9,20 @@ from greentrain.files import utc_now
 from greentrain.objective import Parallelism
 from greentrain.study import GRADIENT_TOLERANCE_RATIO, WAYS, GradientRow, StudyRow
 from greentrain.version import VERSION
-from greentrain_reports.markup import Html, card, chip, details, esc, exact, figure, gap, join, section, table
+from greentrain_reports.markup import (
+    Html,
+    card,
+    chip,
+    definitions,
+    details,
+    esc,
+    exact,
+    figure,
+    gap,
+    join,
+    section,
+    table,
+)
 from greentrain_reports.page_frame import whole_page
 from greentrain_reports.study_pictures import (
     lab_picture,
@@ -88,20 +101,20 @@ def _cards(study: Study) -> Html:
     quicker = [better for cell in cells if (better := cell.beats_single("time")) is not None]
     lacking = sum(row.status == "out-of-memory" for row in study.rows)
     shown = [
-        _winner_card("Fewest joules most often", winner_shares(cells, "energy"), len(cells)),
-        _winner_card("Fastest most often", winner_shares(cells, "time"), len(cells)),
         card(
             "Fewer joules than one device", _of(sum(compared), len(compared)), "",
-            esc("Places of the map where the best plan of several devices beats one of them."), lead=True,
+            esc("Places of the map where the best plan of several devices beats one of them."),
         ),
         card(
             "Faster than one device", _of(sum(quicker), len(quicker)), "",
             esc("Places of the map where the fastest plan of several devices beats one of them."),
         ),
         card("Out of memory", exact(lacking, count(lacking)), "plans", esc("Marked, never counted as 0.")),
+        _winner_card("Fewest joules most often", winner_shares(cells, "energy"), len(cells)),
+        _winner_card("Fastest most often", winner_shares(cells, "time"), len(cells)),
         _gradient_card(study.gradients),
     ]  # fmt: skip
-    return Html(f'<div class="cards two">{join(shown)}</div>')
+    return Html(f'<div class="cards">{join(shown)}</div>')
 
 
 def _of(part: int, whole: int) -> Html:
@@ -131,18 +144,14 @@ def _questions_section(asked: Sequence[Question]) -> Html:
     for question in asked:
         parts.append(Html(f"<h3>{esc(question.asked)}</h3>"))
         parts += [Html(f"<p>{esc(answer)}</p>") for answer in question.answers]
-    rows = [
-        (
-            esc(claim.published), esc(question.name), esc(claim.verdict),
-            esc(f"{claim.holds_n} of {claim.cases_n}"), esc(claim.figures),
-        )
+    claims = [
+        (claim.published, esc(f"{claim.verdict} ({claim.holds_n} of {claim.cases_n}). {claim.figures}"))
         for question in asked
         for claim in question.claims
-    ]  # fmt: skip
-    heads = ("published conclusion (arXiv 2404.17766)", "question", "these rows", "holds in", "how it was checked")
+    ]
     return section(
-        "questions", "The four questions", *parts, Html("<h3>Beside the published conclusions</h3>"),
-        table("Published conclusions beside the rows", heads, rows),
+        "questions", "The four questions", *parts,
+        Html("<h3>Beside the published conclusions (arXiv 2404.17766)</h3>"), definitions(claims),
         Html(
             "<p class='small muted' style='margin-top:.6rem'>Agrees: in half of the cases or more; in part: in a tenth "
             "or more. The published study measured boards; these rows are simulated with modelled watts.</p>"
@@ -156,20 +165,17 @@ def _model_section(model: str, study: Study) -> Html:
         for it in study.scenarios()
         if it.model == model and it.network == "switch" and it.memory_limit_mib is None and it.mode == "default"
     ]
-    batches = sorted({it.batch for it in plain}, reverse=True)
+    largest = max((it.batch for it in plain), default=0)
+    shown = [it for it in plain if it.batch == largest]
     parts: list[Html] = []
-    for batch in batches:
-        maps = [it for it in plain if it.batch == batch]
-        picture = winners_picture(f"map-{model}-{batch}", maps, study)
-        if picture is not None:
-            shown = (Html(f"<h3>Batch of {batch}: who wins where</h3>"), figure(picture))
-            parts += shown if batch == batches[0] else [details(f"The same with a batch of {batch}", figure(picture))]
-    for index, it in enumerate(it for it in plain if it.batch == batches[0]):
-        curves = participants_picture(f"devices-{model}-{index}", it, study, _CURVE_BANDWIDTHS)
-        if curves is not None:
-            shown = (Html(f"<h3>Energy against participants: {esc(it.boards)}</h3>"), figure(curves))
-            parts += shown if index == 0 else [details(f"The same on {it.boards}", figure(curves))]
-    others = [it for it in study.scenarios() if it.model == model and it not in plain]
+    maps = winners_picture(f"map-{model}", shown, study)
+    if maps is not None:
+        parts += [Html(f"<h3>Who wins where, batch of {largest}</h3>"), figure(maps)]
+    # Pictures of the others would make the page heavy: they are in the tables.
+    curves = participants_picture(f"devices-{model}", shown[0], study, _CURVE_BANDWIDTHS) if shown else None
+    if curves is not None:
+        parts += [Html("<h3>Energy against participants</h3>"), figure(curves)]
+    others = [it for it in study.scenarios() if it.model == model and it not in shown]
     parts.append(_place_table(plain, study))
     parts += [_other_table(others, study)] if others else []
     return section(f"model-{model}", model, *parts)
@@ -217,7 +223,7 @@ def _figures(row: StudyRow) -> tuple[Html, ...]:
 
 
 def _other_table(scenarios: Sequence[Scenario], study: Study) -> Html:
-    """Who wins under other networks, power modes and memories."""
+    """Who wins with other batches, networks, power modes and memories."""
     rows: list[tuple[Html, ...]] = []
     for it in scenarios:
         cells = study.of(it)
@@ -230,17 +236,17 @@ def _other_table(scenarios: Sequence[Scenario], study: Study) -> Html:
         joules = None if least is None else least.energy_j_per_sample
         rows.append(
             (
-                esc(it.boards), esc(_NETWORKS[it.network]),
+                esc(it.boards), esc(it.batch), esc(_NETWORKS[it.network]),
                 esc(it.mode), esc("all" if it.memory_limit_mib is None else f"{it.memory_limit_mib:g} MiB"),
                 *named, exact(joules, joules_per_sample(joules)), esc(lacking),
             )
         )  # fmt: skip
     heads = (
-        "boards", "network", "power mode", "memory", "fewest joules", "fastest", "least J/sample of several",
+        "boards", "batch", "network", "power mode", "memory", "fewest joules", "fastest", "least J/sample of several",
         "out of memory",
     )  # fmt: skip
-    listed = table("Other networks, power modes and memories", heads, rows, numeric=(6, 7))
-    return join((Html("<h3>Other networks, power modes and memories</h3>"), listed))
+    listed = table("Other batches, networks, power modes and memories", heads, rows, numeric=(1, 7, 8))
+    return join((Html("<h3>Other batches, networks, power modes and memories</h3>"), listed))
 
 
 def _most_often(counts: Mapping[Parallelism, int]) -> Html:

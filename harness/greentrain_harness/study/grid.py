@@ -32,8 +32,12 @@ SMALL_BATCH, LARGE_BATCH = 32, 256
 # What a board that also does something else may have left for training.
 LITTLE_MEMORY_MIB = 160.0
 
-# The lab: processor quota of each node (percent of a core), and the rates of their links.
-LAB_CLUSTERS: tuple[tuple[str, tuple[float, ...]], ...] = (("60 60", (100.0, 1000.0)), ("45 45 30", (100.0,)))
+# The lab: processor quota of each node (percent of a core), the rates of their links, and the ways. A run takes most of a
+# minute, nearly all of it starting up.
+LAB_CLUSTERS: tuple[tuple[str, tuple[float, ...], tuple[Parallelism, ...]], ...] = (
+    ("60 60", (100.0, 1000.0), WAYS),
+    ("45 45 30", (100.0,), ("data", "tensor+sequence", "pipeline", "hybrid")),
+)
 LAB_BATCH = 8
 
 
@@ -72,10 +76,9 @@ def _grid(
 
 def lab_cases(model: str, *, quick: bool) -> Iterator[StudyCase]:
     """The cases of the lab: clusters of nodes with processor quotas, one after another."""
-    ways: tuple[Parallelism, ...] = ("single", "pipeline") if quick else WAYS
-    for quotas, bandwidths in LAB_CLUSTERS[:1] if quick else LAB_CLUSTERS:
+    for quotas, bandwidths, ways in LAB_CLUSTERS[:1] if quick else LAB_CLUSTERS:
         for bandwidth in bandwidths[-1:] if quick else bandwidths:
-            for way in ways:
+            for way in ("single", "pipeline") if quick else ways:
                 if way == "single" and bandwidth != bandwidths[-1]:
                     continue  # One node sends nothing.
                 yield StudyCase(
