@@ -32,8 +32,8 @@ SMALL_BATCH, LARGE_BATCH = 32, 256
 # What a board that also does something else may have left for training.
 LITTLE_MEMORY_MIB = 160.0
 
-# The lab: processor quota of each node (percent of a core), the rates of their links, and the ways. A run takes most of a
-# minute, nearly all of it starting up.
+# The lab: processor quota of each node (percent of a core), the rates of their links, and the ways. A run takes most of
+# a minute, nearly all of it starting up.
 LAB_CLUSTERS: tuple[tuple[str, tuple[float, ...], tuple[Parallelism, ...]], ...] = (
     ("60 60", (100.0, 1000.0), WAYS),
     ("45 45 30", (100.0,), ("data", "tensor+sequence", "pipeline", "hybrid")),
