@@ -13,7 +13,6 @@ from greentrain_reports.markup import (
     Html,
     card,
     chip,
-    definitions,
     details,
     esc,
     exact,
@@ -145,13 +144,16 @@ def _questions_section(asked: Sequence[Question]) -> Html:
         parts.append(Html(f"<h3>{esc(question.asked)}</h3>"))
         parts += [Html(f"<p>{esc(answer)}</p>") for answer in question.answers]
     claims = [
-        (claim.published, esc(f"{claim.verdict} ({claim.holds_n} of {claim.cases_n}). {claim.figures}"))
+        Html(
+            f"<p><strong>{esc(claim.verdict.capitalize())}</strong> ({claim.holds_n} of {claim.cases_n}): "
+            f"{esc(claim.published)} <span class='muted'>{esc(claim.figures)}</span></p>"
+        )
         for question in asked
         for claim in question.claims
     ]
     return section(
         "questions", "The four questions", *parts,
-        Html("<h3>Beside the published conclusions (arXiv 2404.17766)</h3>"), definitions(claims),
+        Html("<h3>Beside the published conclusions (arXiv 2404.17766)</h3>"), *claims,
         Html(
             "<p class='small muted' style='margin-top:.6rem'>Agrees: in half of the cases or more; in part: in a tenth "
             "or more. The published study measured boards; these rows are simulated with modelled watts.</p>"

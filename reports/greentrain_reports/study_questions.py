@@ -106,8 +106,7 @@ def _participants(study: Study) -> Question:
     answers: list[str] = []
     if fastest:
         answers.append(
-            f"For the fewest joules one device is best in {alone} of {len(sweeps)} sweeps over the number of devices; "
-            f"in the other {len(sweeps) - alone} sharing needs fewer."
+            f"For the fewest joules one device is best in {alone} of {len(sweeps)} sweeps over the number of devices."
         )
         answers.append(
             f"The fastest plan of several devices is faster than one device in {len(quicker)} of {len(sweeps)} sweeps."

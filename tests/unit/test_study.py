@@ -236,7 +236,7 @@ def test_report_files_agree(tmp_path: Path) -> None:
     assert len(facts["questions"]) == 4
     for question in facts["questions"]:
         for claim in question["conclusions"]:
-            assert claim["verdict"] in page
+            assert claim["verdict"].capitalize() in page
     for name, digest in facts["sha256"].items():
         assert digest in page, name
     explained = {(file, column) for file, column, _, _ in read_csv(files.dictionary)[1]}
