@@ -36,6 +36,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "infer": ("greentrain.cli.infer", "Answer requests with a plan: latency and joules of each."),
     "report": ("greentrain.cli.report", "CSV and one self-contained HTML of a run."),
     "lab": ("greentrain.cli.lab", "An emulated edge cluster on this Linux machine (root)."),
+    "study": ("greentrain.cli.study", "The energy demand of the parallelisms, swept and reported."),
 }
 
 

@@ -30,8 +30,8 @@ WINGS = {
 CORE = {
     "_checks", "actions", "batch_fits", "carbon", "choice", "cluster", "cluster_file", "device", "errors", "files",
     "fits", "ledger", "link_profile", "objective", "observation", "plan", "plugins", "point_model", "power", "probing",
-    "profile", "profile_files", "reading", "share_fits", "sharing", "summary", "tracking", "training_data", "transfer",
-    "units", "version",
+    "profile", "profile_files", "reading", "share_fits", "sharing", "study", "summary", "tracking",
+    "training_data", "transfer", "units", "version",
 }  # fmt: skip
 HEAVY = ("torch", "pandas", "sklearn", "scipy", "matplotlib")
 
@@ -58,6 +58,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "simulator",
         "datasets",
         "reports",
+        "runtime",
+        "parallel",
+    },
+    "study": {
+        "harness",
+        "lab",
+        "bench",
+        "profilers",
+        "workloads",
+        "planners",
+        "cost",
+        "simulator",
+        "datasets",
         "runtime",
         "parallel",
     },
@@ -93,7 +106,7 @@ def _layer(module: str) -> str:
     if wing == "greentrain_harness":
         if first == "sweep":  # Runs the profilers over a control's operating points.
             return "profilers"
-        return first if first in ("profilers", "lab", "bench") else "harness"
+        return first if first in ("profilers", "lab", "bench", "study") else "harness"
     if wing != "greentrain":
         return wing.removeprefix("greentrain_")
     if not first:
@@ -197,7 +210,20 @@ def test_light_imports(code: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["doctor", "meter", "measure", "models", "cluster", "schedule", "simulate", "train", "infer", "report", "lab"],
+    [
+        "doctor",
+        "meter",
+        "measure",
+        "models",
+        "cluster",
+        "schedule",
+        "simulate",
+        "train",
+        "infer",
+        "report",
+        "lab",
+        "study",
+    ],
 )
 def test_help_of_every_command_is_light(command: str) -> None:
     ended = f"try: main(['{command}', '--help'])\nexcept SystemExit as end: assert end.code == 0"

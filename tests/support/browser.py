@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Browser", "open_browser"]
+__all__ = ["CONTRAST", "Browser", "open_browser"]
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
@@ -25,6 +25,34 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )  # fmt: skip
 _PATIENCE_S = 40.0
+
+# Letters that stand out from their ground by less than 4.5 : 1.
+CONTRAST = """
+(() => {
+  const colour = (text) => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
+  const behind = (it) => {
+    for (let at = it; at; at = at.parentElement) {
+      const found = colour(getComputedStyle(at).backgroundColor);
+      if (found[3] > 0.5) return found;
+    }
+    return [255, 255, 255, 1];
+  };
+  const poor = [];
+  for (const it of document.querySelectorAll("main *")) {
+    const own = [...it.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !it.getClientRects().length) continue;
+    const style = getComputedStyle(it);
+    const front = light(colour(it.closest("svg") ? style.fill : style.color));
+    const back = light(behind(it));
+    const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
+    if (ratio < 4.5) poor.push([it.tagName, it.textContent.trim().slice(0, 30), ratio]);
+  }
+  return poor;
+})()
+"""
 
 
 class Browser:

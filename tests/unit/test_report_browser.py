@@ -8,7 +8,7 @@ import json
 from collections.abc import Generator
 
 import pytest
-from browser import Browser, open_browser
+from browser import CONTRAST, Browser, open_browser
 from report_runs import GRID, html_of, make_run
 
 from greentrain.files import read_csv
@@ -121,38 +121,10 @@ def test_arrow_keys_walk_through_a_picture(browser: Browser, files: ReportFiles)
     assert browser.ask("document.querySelector('.tip').hidden")
 
 
-_CONTRAST = """
-(() => {
-  const colour = (text) => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
-  const behind = (it) => {
-    for (let at = it; at; at = at.parentElement) {
-      const found = colour(getComputedStyle(at).backgroundColor);
-      if (found[3] > 0.5) return found;
-    }
-    return [255, 255, 255, 1];
-  };
-  const poor = [];
-  for (const it of document.querySelectorAll("main *")) {
-    const own = [...it.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    if (!own || !it.getClientRects().length) continue;
-    const style = getComputedStyle(it);
-    const front = light(colour(it.closest("svg") ? style.fill : style.color));
-    const back = light(behind(it));
-    const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
-    if (ratio < 4.5) poor.push([it.tagName, it.textContent.trim().slice(0, 30), ratio]);
-  }
-  return poor;
-})()
-"""
-
-
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_letter_stands_out_from_its_ground(browser: Browser, files: ReportFiles, dark: bool) -> None:
     browser.open(html_of(files), dark=dark)
-    assert browser.ask(_CONTRAST) == []
+    assert browser.ask(CONTRAST) == []
 
 
 def test_on_paper_it_is_light_and_has_no_links_to_sections(browser: Browser, files: ReportFiles) -> None:
