@@ -5,6 +5,7 @@ Sub-commands load lazily, so that ``greentrain --help`` needs neither torch nor 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import importlib
@@ -20,7 +21,7 @@ from greentrain.errors import GreentrainError
 from greentrain.version import VERSION
 from greentrain_harness.restore import restore_pending
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 # Command name -> (module, one line of help). The help stands here so that listing needs no import.
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -68,6 +69,27 @@ class _LazyGroup(click.Group):
 def _root(ctx: click.Context, debug: bool) -> None:
     """Train models on your own devices together, for the fewest joules."""
     ctx.obj = {"debug": debug}
+
+
+def run() -> NoReturn:
+    """The ``greentrain`` process: :func:`main`, and an end that no thread can spoil.
+
+    A thread that gloo still holds aborts the process when it meets an interpreter that is being taken down, and a
+    finished run would look like a crash. So where there may be one, the process ends at once after its last words.
+    """
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    else:
+        code = 0
+    if "torch.distributed" not in sys.modules or not isinstance(code, int):
+        sys.exit(code)
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage] - temporary folders and the like
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def main(argv: list[str] | None = None) -> None:

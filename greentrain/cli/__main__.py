@@ -1,6 +1,6 @@
 """``python -m greentrain.cli`` is the ``greentrain`` command."""
 
-from greentrain.cli import main
+from greentrain.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

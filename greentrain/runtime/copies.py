@@ -1,8 +1,8 @@
 """What a device keeps besides what it trains: tensors of earlier rounds, its own and those that others gave it.
 
 They lie on its disk, where they take none of the memory that a plan counts on. A file of copies has no name: nothing of
-it outlives the process, however that ends. It holds layer after layer, each as eight bytes of length and the layer's
-tensors in safetensors form, so that writing and reading take the memory of one layer.
+it outlives the process, however that ends. It holds tensor after tensor, each as eight bytes of length and the tensor
+with its name in safetensors form, so that writing and reading take the memory of one tensor.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,28 +77,22 @@ class Copy:
     shelf: Shelf
 
     def write(self, state: State) -> None:
-        """Put tensors on the shelf, layer by layer."""
-        for layer in range(self.start, self.stop):
-            data = encode({name: tensor for name, tensor in state.items() if layer_of(name) == layer})
+        """Put tensors on the shelf."""
+        for name, tensor in state.items():
+            data = encode({name: tensor})
             self.shelf.append(len(data).to_bytes(_LENGTH_BYTES, "little"))
             self.shelf.append(data)
 
     def part(self, start: int, stop: int) -> State:
         """The tensors of some layers, as nobody else holds them."""
         found: State = {}
-        for layer, (first, last) in enumerate(self._layers(), start=self.start):
-            if start <= layer < stop:
-                found.update(decode(self.shelf.read(first, last).numpy().tobytes()))
-        return found
-
-    def _layers(self) -> Iterator[tuple[int, int]]:
-        """Where the tensors of each layer lie."""
         place = 0
-        for _ in range(self.start, self.stop):
+        while place < self.shelf.size:
             first = place + _LENGTH_BYTES
-            length = int.from_bytes(self.shelf.read(place, first).numpy().tobytes(), "little")
-            place = first + length
-            yield first, place
+            place = first + int.from_bytes(self.shelf.read(place, first).numpy().tobytes(), "little")
+            one = decode(self.shelf.read(first, place).numpy().tobytes())
+            found.update({name: tensor for name, tensor in one.items() if start <= layer_of(name) < stop})
+        return found
 
 
 @dataclass
