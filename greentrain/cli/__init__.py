@@ -80,7 +80,7 @@ def run() -> NoReturn:
     try:
         main()
     except SystemExit as ended:
-        code = ended.code
+        code = 0 if ended.code is None else ended.code
     else:
         code = 0
     if "torch.distributed" not in sys.modules or not isinstance(code, int):
