@@ -39,6 +39,7 @@ __all__ = [
     "check_processors",
     "check_run_name",
     "claim_folder",
+    "goes_on",
     "launch_run",
     "runnable_entry",
     "stopped_by_signals",
@@ -122,6 +123,11 @@ def whole_layers(plan: Plan) -> bool:
     return all(stage.sharing == "samples" for stage in plan.stages)
 
 
+def goes_on(plan: Plan, options: RunOptions) -> bool:
+    """Whether a run goes on when devices are lost: then its workers end together, and else when each is done."""
+    return options.recovery and whole_layers(plan)
+
+
 def _launch(
     plan: Plan, problem: Problem, entries: Sequence[DeviceEntry], options: RunOptions, *, quiet: bool
 ) -> tuple[Path, Summary]:
@@ -146,7 +152,7 @@ def _launch(
     status = "failed"
     try:
         with watcher:
-            run_workers(commands, watcher.report, lost=say if options.recovery else None)
+            run_workers(commands, watcher.report, lost=say if goes_on(plan, options) else None)
         fetch_runs(entries, folder)
         return folder, read_json(folder / "summary.json", Summary, schema=SUMMARY_SCHEMA)
     except KeyboardInterrupt:

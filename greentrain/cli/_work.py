@@ -19,6 +19,7 @@ from greentrain.cli._run import (
     RunOptions,
     check_checkpoints,
     check_run_name,
+    goes_on,
     runnable_entry,
     stopped_by_signals,
     whole_layers,
@@ -239,7 +240,7 @@ def make_job(
 
 def _can_recover(plan: Plan, device: str, options: RunOptions) -> bool:
     """Whether others can go on: not alone, and not where each device of a group holds a part of every layer."""
-    return options.recovery and whole_layers(plan) and (len(plan.devices) > 1 or device not in plan.devices)
+    return goes_on(plan, options) and (len(plan.devices) > 1 or device not in plan.devices)
 
 
 def _checkpoint_rounds(options: RunOptions, price: Estimate) -> int | None:
