@@ -11,11 +11,11 @@ from greentrain.plan import Stage
 from greentrain.profile import LayerProfile
 from greentrain.sharing import is_split, kept_whole_bytes
 
-__all__ = ["memory_bytes", "most_rows", "part_bytes", "row_bytes", "weight_part"]
+__all__ = ["PASS_STASH", "memory_bytes", "most_rows", "part_bytes", "row_bytes", "weight_part"]
 
 # What a pass takes beyond the stash, in stashes of a micro-batch: measured over 12 families of workloads as the peak
 # of the process (glibc's allocator) less weights, gradients, optimizer state and stash.
-_PASS_STASH = 0.7
+PASS_STASH = 0.7
 
 
 def weight_part(stage: Stage, position: int) -> float:
@@ -111,9 +111,9 @@ def _memory_terms(
     fixed = trainable * (2 + OPTIMIZER_STATES[problem.optimizer]) + frozen
     if not problem.recompute:
         stash = sum(layer.stash_bytes for layer in layers)
-        return fixed, in_flight * stash + ceil(_PASS_STASH * stash)
+        return fixed, in_flight * stash + ceil(PASS_STASH * stash)
     # Each layer that has a backward pass keeps its input; one at a time is computed again.
     inputs = (entering_bytes, *(layer.activation_bytes for layer in layers[:-1]))
     kept = sum(size for size, layer in zip(inputs, layers, strict=True) if layer.stash_bytes > 0)
     again = max((layer.stash_bytes for layer in layers), default=0)
-    return fixed, in_flight * kept + again + ceil(_PASS_STASH * again)
+    return fixed, in_flight * kept + again + ceil(PASS_STASH * again)

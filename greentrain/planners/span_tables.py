@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
 
 from greentrain.cost import CostTables, most_rows, unused_power, wake_j
 from greentrain.device import Device
-from greentrain.objective import Problem
-from greentrain.parallel.memory import part_bytes, row_bytes, weight_part
+from greentrain.objective import OPTIMIZER_STATES, Problem
+from greentrain.parallel.memory import PASS_STASH, part_bytes, row_bytes, weight_part
 from greentrain.parallel.network import handling_s
 from greentrain.plan import Sharing, Stage, shares_total, stage_bytes
 from greentrain.planners.device_types import DeviceTypes, allowed_points
 from greentrain.sharing import group_sum_bytes
 
-__all__ = ["SpanTables", "budget_round_j", "counted_w", "most_units_TS", "share_step", "span_tables"]
+__all__ = ["PartBytes", "SpanTables", "budget_round_j", "counted_w", "most_units_TS", "share_step", "span_tables"]
 
 # A stage is shared out in at most this many units, so that large micro-batches stay searchable.
 _MOST_UNITS = 32
@@ -262,8 +262,20 @@ def _useful_slots(spans: SpanTables, *, by_energy: bool) -> list[int]:
     return useful
 
 
+class PartBytes(NamedTuple):
+    """Bytes that each number of units of a stage needs, shape (R,); linear in the micro-batches in flight.
+
+    Attributes:
+        first_R: With one micro-batch in flight.
+        further_R: More for each further one.
+    """
+
+    first_R: np.ndarray
+    further_R: np.ndarray
+
+
 def most_units_TS(
-    problem: Problem, types: DeviceTypes, spans: SpanTables, in_flight: int, *, known: dict[int, Stage]
+    problem: Problem, types: DeviceTypes, spans: SpanTables, in_flight: int, *, known: dict[int, PartBytes]
 ) -> np.ndarray:
     """Most share units of each span that fit the memory of each device type, shape (T, S).
 
@@ -272,7 +284,7 @@ def most_units_TS(
         types: Give the memory.
         spans: The spans and how they are shared.
         in_flight: Micro-batches that a stage holds at once.
-        known: Stages of spans that are shared inside samples, from one call to the next.
+        known: What parts of spans need that are shared inside samples, from one call to the next.
     """
     found_TS = np.full((len(types.device_T), len(spans.start_S)), spans.units, dtype=np.int32)
     layers = problem.model.layers
@@ -286,14 +298,21 @@ def most_units_TS(
         smaller = msgspec.structs.replace(device, memory_bytes=max(less_bytes, 1))
         if most_rows(smaller, 0, len(layers), in_flight, problem) < spans.micro_batch:
             tight.append(index)
-    for number, (start, stop) in enumerate(zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)):
-        if tight and spans.sharing != "samples" and spans.shared_S[number]:
-            stage = known.get(number) or known.setdefault(number, _stage(problem, spans, start, stop))
-            bytes_R = _parts_bytes(problem, spans, msgspec.structs.replace(stage, in_flight=in_flight))[:-1]
+    if not tight:
+        return found_TS
+    least_bytes = min(types.device_T[index].memory_bytes for index in tight)
+    most_S = _most_bytes_S(problem, spans, in_flight) + 8 * widest_bytes * spans.micro_batch
+    for number in np.flatnonzero(most_S > least_bytes).tolist():
+        start, stop = int(spans.start_S[number]), int(spans.stop_S[number])
+        if spans.sharing != "samples" and spans.shared_S[number]:
+            if number not in known:
+                known[number] = _part_bytes(problem, spans, start, stop)
+            bytes_R = known[number].first_R + (in_flight - 1) * known[number].further_R
             for index in tight:
-                fits_R = bytes_R <= types.device_T[index].memory_bytes
+                # Whole parts of a byte lie between two numbers of units; the tolerance is rounding.
+                fits_R = bytes_R <= types.device_T[index].memory_bytes + 1e-3
                 found_TS[index, number] = np.flatnonzero(fits_R).max(initial=0)
-        elif tight and spans.sharing == "samples":
+        elif spans.sharing == "samples":
             fixed, per_row = row_bytes(start, stop, in_flight, problem)
             for index in tight:
                 rows = max((types.device_T[index].memory_bytes - fixed) // per_row, 0)
@@ -301,19 +320,33 @@ def most_units_TS(
     return found_TS
 
 
-def _stage(problem: Problem, spans: SpanTables, start: int, stop: int) -> Stage:
-    """A stage that some group shares inside samples."""
+def _most_bytes_S(problem: Problem, spans: SpanTables, in_flight: int) -> np.ndarray:
+    """At least what any share of each span needs but for messages: every layer whole, with its stash and its input."""
+    layers = problem.model.layers
+    inputs = (problem.model.input_bytes, *(layer.activation_bytes for layer in layers[:-1]))
+    fixed_n = 2 + OPTIMIZER_STATES[problem.optimizer]
+    bytes_L = [
+        layer.param_bytes * fixed_n + layer.frozen_bytes
+        + ((in_flight + PASS_STASH + 1) * layer.stash_bytes + in_flight * entering + 2) * spans.micro_batch
+        for layer, entering in zip(layers, inputs, strict=True)
+    ]  # fmt: skip
+    until_L = np.concatenate([[0.0], np.cumsum(np.array(bytes_L, dtype=np.float64))])
+    return until_L[spans.stop_S] - until_L[spans.start_S]
+
+
+def _part_bytes(problem: Problem, spans: SpanTables, start: int, stop: int) -> PartBytes:
+    """What parts of a stage need that some group shares inside samples; less than the whole."""
     layers = problem.model.layers
     # What follows decides only which tensors of the cut are whole; another such stage needs most.
     after = spans.sharing if stop < len(layers) else None
-    return Stage(
+    stage = Stage(
         start=start, stop=stop, devices=("a", "b"), sharing=spans.sharing, points=("a", "b"), shares=(1, 1),
         in_flight=1, **stage_bytes(layers, start, stop, spans.sharing, after)._asdict(),
     )  # fmt: skip
-
-
-def _parts_bytes(problem: Problem, spans: SpanTables, stage: Stage) -> np.ndarray:
-    """Bytes that each number of units of a stage needs which is shared inside samples, shape (R,)."""
-    units_R: Any = np.arange(spans.units + 1)
-    part_R: Any = units_R / spans.units if weight_part(stage, 0) < 1 else np.ones(len(units_R))
-    return np.asarray(part_bytes(stage, spans.micro_batch * units_R / spans.units, part_R, problem, spans.micro_batch))
+    rows_R: Any = spans.micro_batch * np.arange(spans.units) / spans.units
+    part_R: Any = np.arange(spans.units) / spans.units if weight_part(stage, 0) < 1 else np.ones(spans.units)
+    first_R, second_R = (
+        np.asarray(part_bytes(held, rows_R, part_R, problem, spans.micro_batch))
+        for held in (stage, msgspec.structs.replace(stage, in_flight=2))
+    )
+    return PartBytes(first_R, second_R - first_R)

@@ -23,11 +23,10 @@ from greentrain.cost import boundary_energy_j
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_busy_s, gradient_sum_bytes, gradient_sum_wire_s
 from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring_part_bytes, rings_s
-from greentrain.plan import Stage
 from greentrain.planners.device_types import DeviceTypes
 from greentrain.planners.options import SHARINGS, Options, Shares, Window, joined, undominated
 from greentrain.planners.share_units import Allocation, StageRows, least_by_counts, least_of_many
-from greentrain.planners.span_tables import SpanTables, most_units_TS
+from greentrain.planners.span_tables import PartBytes, SpanTables, most_units_TS
 from greentrain.sharing import Direction, Ring, end_ring, entry_ring, joint_ring, layer_ring, ring_bytes, stage_rings
 
 __all__ = ["OptionMaker"]
@@ -49,7 +48,7 @@ class OptionMaker:
     spans: SpanTables
     counts_UT: np.ndarray
     _caps: dict[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])
-    _stages: dict[int, Stage] = field(default_factory=dict[int, Stage])
+    _part_bytes: dict[int, PartBytes] = field(default_factory=dict[int, PartBytes])
     _sums: dict[int, _GroupSum] = field(default_factory=dict[int, "_GroupSum"])
     _prefixes: dict[bytes, np.ndarray] = field(default_factory=dict[bytes, np.ndarray])
     _time_s_PSR: np.ndarray = field(init=False)
@@ -136,7 +135,9 @@ class OptionMaker:
     def caps_TS(self, in_flight: int) -> np.ndarray:
         """Most share units that fit each device type's memory."""
         if in_flight not in self._caps:
-            self._caps[in_flight] = most_units_TS(self.problem, self.types, self.spans, in_flight, known=self._stages)
+            self._caps[in_flight] = most_units_TS(
+                self.problem, self.types, self.spans, in_flight, known=self._part_bytes
+            )
         return self._caps[in_flight]
 
     @cached_property
