@@ -37,8 +37,8 @@ def lab_down(folder: Path, name: str) -> None:
 def measure_nodes(folder: Path, lab: str, model: str) -> None:
     """Measure a model on every node of a lab, once per folder.
 
-    One node after the other: real boards do not take each other's caches and memory bandwidth away, nodes of one machine
-    that measure side by side find large layers up to twice as slow.
+    One node after the other: real boards do not take each other's caches and memory bandwidth away; nodes of one
+    machine that measure side by side find large layers up to twice as slow.
     """
     for node, _ in _nodes(folder, lab):
         measured = folder / f"{model}.{node}.measured"
