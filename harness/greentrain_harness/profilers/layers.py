@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -154,8 +154,8 @@ def time_layers(
         point: Operating point that is set at present.
         batches: Batch sizes; None for 1, 2, 4, … 64 up to the workload's batch.
         provenance_command: The command that a reader can repeat.
-        seconds_budget: Time to spend, seconds. The largest batch sizes are left out (and the note says
-            so) when a few passes of each would not fit.
+        seconds_budget: Time to spend, seconds. Batch sizes are left out (and the note says so) when a few passes
+            of each would not fit, those in the middle first.
         wall: Clock of elapsed seconds; replaced in tests.
         cpu: Clock of the calling thread's CPU seconds; replaced in tests.
     """
@@ -165,7 +165,7 @@ def time_layers(
     bench = _Bench(workload, wall, cpu)
     kept = bench.warm_up(wished, seconds_budget)
     bench.spend(seconds_budget)
-    left_out = wished[len(kept) :]
+    left_out = [size for size in wished if size not in kept]
     note = f"times by monotonic clock; {torch.get_num_threads()} threads"
     if left_out:
         sizes = ", ".join(str(size) for size in left_out)
@@ -230,6 +230,22 @@ class _Passes:
         return statistics.stdev(means) / statistics.fmean(means) if len(means) > 1 else 0.0
 
 
+def _thinned(pass_s: Mapping[int, float], trial_s: float) -> tuple[int, ...]:
+    """The batch sizes of which a pass of each fits a trial together.
+
+    The largest comes first, then the smallest, then from large to small: between two sizes times are told well, beyond
+    the largest not, as many layers take less time per row the more rows they see.
+    """
+    smallest, *others = sorted(pass_s)
+    kept: list[int] = []
+    spent_s = 0.0
+    for size in (*others[-1:], smallest, *reversed(others[:-1])):
+        if not kept or spent_s + pass_s[size] <= trial_s:
+            kept.append(size)
+            spent_s += pass_s[size]
+    return tuple(sorted(kept))
+
+
 class _Bench:
     """The model under the clock."""
 
@@ -255,23 +271,22 @@ class _Bench:
         self._updates = _Passes(len(self._blocks))
 
     def warm_up(self, sizes: Sequence[int], seconds_budget: float) -> tuple[int, ...]:
-        """Run the sizes from small to large until a few passes of the next would not fit; at least one size."""
-        spent_s = 0.0
-        kept: list[int] = []
-        pass_s = 0.0
+        """Run the sizes from small to large while a pass of the next fits each trial; keep those that fit together."""
+        pass_s: dict[int, float] = {}
+        before = 0
         for size in sizes:
-            if kept and (spent_s + pass_s * size / kept[-1]) * _TRIALS_N > seconds_budget:
+            if pass_s and pass_s[before] * size / before * _TRIALS_N > seconds_budget:
                 break
             self._examples[size] = self._workload.example(size)
             for _ in range(2):
                 start_s = self._wall()
                 self._pass(size, _Passes(len(self._blocks)), 0)
-                pass_s = self._wall() - start_s
-            spent_s += pass_s
-            kept.append(size)
-            self.passes[size] = _Passes(len(self._blocks))
+                pass_s[size] = self._wall() - start_s
+            before = size
         self._optimizer.step()
-        return tuple(kept)
+        kept = _thinned(pass_s, seconds_budget / _TRIALS_N)
+        self.passes = {size: _Passes(len(self._blocks)) for size in kept}
+        return kept
 
     def spend(self, seconds_budget: float) -> None:
         """Run passes for the budget, in trials that each contain every size and the optimizer step."""
