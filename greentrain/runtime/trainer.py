@@ -27,7 +27,7 @@ from greentrain.runtime.group import PeersLostError
 from greentrain.runtime.job import Job
 from greentrain.runtime.live import LiveView
 from greentrain.runtime.messages import DeviceLive, Digest, Progress, RankResult, rank_ledger_path
-from greentrain.runtime.resident import reset_peak
+from greentrain.runtime.resident import give_back, reset_peak
 from greentrain.runtime.reviser import Reviser
 from greentrain.runtime.session import Session, stage_of
 from greentrain.runtime.states import take
@@ -133,7 +133,8 @@ class Trainer:
     def begin(self) -> None:
         """All start their clocks together. Call on the members of the first generation."""
         self.session.group.barrier()
-        # What the whole model took while it was built is no part of training.
+        # What the whole model took while it was built is no part of training, and others may need it.
+        give_back()
         reset_peak()
         self.session.begin_s = self._end_s = time.monotonic()
         self._cpu_s = time.process_time()
