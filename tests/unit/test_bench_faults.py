@@ -23,10 +23,9 @@ from greentrain_harness.bench._faults_table import (
     RestartRow,
     faults_table,
     loss_difference,
-    read_rows,
     restarts_table,
-    write_rows,
 )
+from greentrain_harness.bench._row_files import read_rows, write_rows
 
 ROW = FaultRow(
     plan="data", fault="kill", role="member", trial=0, victim="b", grouped=True, after_round=7, detected_s=0.2,

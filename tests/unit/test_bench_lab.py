@@ -10,7 +10,8 @@ import pytest
 from greentrain.errors import RunError, UsageError
 from greentrain.ledger import LedgerRow
 from greentrain_harness.bench import lab
-from greentrain_harness.bench._lab_table import Row, agreement_table, ratios_table, read_rows, write_rows
+from greentrain_harness.bench._lab_table import Row, agreement_table, ratios_table
+from greentrain_harness.bench._row_files import read_rows, write_rows
 
 ROW = Row(
     model="net", batch=20, quotas="60,40", bandwidth="100Mbit", plan="time-optimal",
@@ -22,16 +23,16 @@ SLOW = msgspec.structs.replace(ROW, plan="data-equal", predicted_step_s=8.0, mea
 
 def test_rows_come_back_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
-    assert read_rows(path) == []
+    assert read_rows(path, Row) == []
     write_rows(path, [ROW, SLOW])
-    assert read_rows(path) == [ROW, SLOW]
+    assert read_rows(path, Row) == [ROW, SLOW]
 
 
 def test_another_file_is_no_table(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match="no table of this benchmark"):
-        read_rows(path)
+        read_rows(path, Row)
 
 
 def test_median_and_worst_error_are_of_the_plans() -> None:

@@ -1,16 +1,11 @@
-"""Rows of the faults' benchmark: their file, their bars, and the tables made of them."""
+"""Rows of the faults' benchmark, their bars, and the tables made of them."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
 
 import msgspec
-
-from greentrain.errors import UsageError
-from greentrain.files import read_csv, write_csv
 
 __all__ = [
     "DETECTED_S",
@@ -20,12 +15,10 @@ __all__ = [
     "RestartRow",
     "faults_table",
     "loss_difference",
-    "read_rows",
     "repaired_bar_s",
     "restarts_table",
     "spread_lines",
     "spread_of",
-    "write_rows",
 ]
 
 # The bars.
@@ -34,8 +27,6 @@ _GROUP_S, _LAYERS_S = 1.0, 3.0
 RESTART_RATIO = 14.0
 # The same sums in another order, over some hundred rounds.
 LOSS_RATIO = 1e-4
-
-T = TypeVar("T", bound=msgspec.Struct)
 
 
 class FaultRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,33 +130,6 @@ def loss_difference(
         part = undisturbed[number * epoch_rounds_n : (number + 1) * epoch_rounds_n]
         pairs.append((mean, sum(part) / len(part)))
     return max((abs(seen / expected - 1) for seen, expected in pairs), default=None)
-
-
-def write_rows(path: Path, rows: Sequence[msgspec.Struct]) -> None:
-    """Write rows of one kind as CSV; nothing is written by halves."""
-    if rows:
-        columns = rows[0].__struct_fields__
-        write_csv(path, columns, ([getattr(row, name) for name in columns] for row in rows))
-
-
-def read_rows(path: Path, kind: type[T]) -> list[T]:
-    """Rows of an earlier run; none when there is no file.
-
-    Raises:
-        UsageError: The file is no table of this kind.
-    """
-    if not path.exists():
-        return []
-    columns, lines = read_csv(path)
-    try:
-        return [
-            msgspec.convert(
-                {name: cell or None for name, cell in zip(columns, line, strict=True)}, type=kind, strict=False
-            )
-            for line in lines
-        ]
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"{path}: no table of this benchmark ({error}).", hint="Give another file as -o.") from error
 
 
 def faults_table(rows: Sequence[FaultRow]) -> str:

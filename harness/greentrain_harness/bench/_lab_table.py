@@ -1,17 +1,13 @@
-"""Rows of the lab's benchmark: their file, and the tables made of them."""
+"""Rows of the lab's benchmark, and the tables made of them."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
-from greentrain.errors import UsageError
-from greentrain.files import read_csv, write_csv
-
-__all__ = ["Row", "agreement_table", "plans_table", "ratios_table", "read_rows", "write_rows"]
+__all__ = ["Row", "agreement_table", "plans_table", "ratios_table"]
 
 # What the planner's own plans are held against.
 _RIVALS = ("dapple", "asteroid", "pipeline", "tensor", "tensor-sequence", "data", "data-equal")
@@ -49,35 +45,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     def case(self) -> tuple[str, str, str, str]:
         """Model, samples per round, and cluster."""
         return (self.model, str(self.batch), self.quotas, self.bandwidth)
-
-
-_COLUMNS = Row.__struct_fields__
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows as CSV; nothing is written by halves."""
-    cells = ([getattr(row, name) for name in _COLUMNS] for row in rows)
-    write_csv(path, _COLUMNS, (["" if cell is None else cell for cell in row] for row in cells))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of an earlier run; none when there is no file.
-
-    Raises:
-        UsageError: The file is no table of this benchmark.
-    """
-    if not path.exists():
-        return []
-    columns, lines = read_csv(path)
-    try:
-        return [
-            msgspec.convert(
-                {name: cell or None for name, cell in zip(columns, line, strict=True)}, type=Row, strict=False
-            )
-            for line in lines
-        ]
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"{path}: no table of this benchmark ({error}).", hint="Give another file as -o.") from error
 
 
 def plans_table(rows: Sequence[Row]) -> str:

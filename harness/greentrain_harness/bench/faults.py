@@ -29,10 +29,9 @@ from greentrain_harness.bench._faults_table import (
     FaultRow,
     RestartRow,
     faults_table,
-    read_rows,
     restarts_table,
-    write_rows,
 )
+from greentrain_harness.bench._row_files import read_rows, write_rows
 
 __all__ = ["main"]
 

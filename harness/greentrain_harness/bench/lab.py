@@ -26,7 +26,8 @@ from greentrain.plan import PLAN_SCHEMA, Plan
 from greentrain.summary import SUMMARY_SCHEMA, Summary
 from greentrain.workloads import load_workload
 from greentrain_harness.bench._lab_commands import greentrain, lab_down, measure_links, measure_nodes
-from greentrain_harness.bench._lab_table import Row, agreement_table, plans_table, ratios_table, read_rows, write_rows
+from greentrain_harness.bench._lab_table import Row, agreement_table, plans_table, ratios_table
+from greentrain_harness.bench._row_files import read_rows, write_rows
 
 __all__ = ["main", "usual_round"]
 
@@ -70,7 +71,7 @@ class Wanted(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = _parser().parse_args(argv)
-    rows = read_rows(options.output) if options.output is not None else []
+    rows = read_rows(options.output, Row) if options.output is not None else []
     try:
         for quotas in options.quotas:
             # Nodes of the same quotas are measured once: a slower link changes no layer.
