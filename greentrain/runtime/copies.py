@@ -107,9 +107,11 @@ class Copies:
 
     def drop(self, *, before: int = 0, after: int | None = None) -> None:
         """Drop the copies of rounds before one, and of those after another."""
-        kept = [copy for copy in self.kept if copy.round >= before and (after is None or copy.round <= after)]
+        kept: list[Copy] = []
         for copy in self.kept:
-            if not any(copy is other for other in kept):
+            if copy.round >= before and (after is None or copy.round <= after):
+                kept.append(copy)
+            else:
                 copy.shelf.close()
         self.kept = kept
 

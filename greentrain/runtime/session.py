@@ -27,7 +27,7 @@ from greentrain.runtime.split_layer import stage_blocks
 from greentrain.runtime.states import State, decode, encode, layer_of, moves_of, put, take, travel
 from greentrain.runtime.wire import Digest, Form, Holding, Wish
 from greentrain.summary import Recovery
-from greentrain.workloads.workload import TensorSpec, block_outputs, run_blocks, structure_sha256
+from greentrain.workloads.workload import Tensors, TensorSpec, block_outputs, run_blocks, structure_sha256
 
 __all__ = ["Session", "StageMaker", "stage_of"]
 
@@ -98,17 +98,26 @@ class StageMaker:
         parameter.grad = torch.zeros(1)
         self._job.workload.make_optimizer([parameter]).step()
         decode(encode({"0.warm": parameter}))
-        tensors, _ = self._job.workload.example(1)
         known: set[frozenset[type[nn.Module]]] = set()
-        for block in self._fresh or ():
-            outputs = run_blocks((block,), tensors)
-            ends = [output.sum() for output in outputs if output.requires_grad]
-            starts = [one for one in (*tensors, *block.parameters()) if one.requires_grad]
+        for index, block in enumerate(self._fresh or ()):
             kinds = frozenset(type(module) for module in block.modules())
-            if ends and kinds not in known:
+            if kinds in known:
+                continue
+            tensors = self._entering(index)
+            ends = [output.sum() for output in run_blocks((block,), tensors) if output.requires_grad]
+            if ends:
+                starts = [one for one in (*tensors, *block.parameters()) if one.requires_grad]
                 torch.autograd.grad(ends, starts, allow_unused=True)
                 known.add(kinds)
-            tensors = tuple(output.detach().requires_grad_(output.requires_grad) for output in outputs)
+
+    def _entering(self, index: int) -> Tensors:
+        """One row of what enters a block: of the example, or zeros."""
+        if index == 0:
+            return self._job.workload.example(1)[0]
+        return tuple(
+            torch.zeros((1, *spec.shape), dtype=spec.dtype, requires_grad=spec.needs_gradient)
+            for spec in self._outputs_L[index - 1]
+        )
 
     def origin(self, start: int, stop: int) -> State:
         """The tensors before the first round: of the seed, or of the checkpoint that the run goes on from."""
