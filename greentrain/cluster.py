@@ -21,6 +21,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         latency_s: Time of an empty message.
         tx_j_per_byte: Energy of the sender per byte.
         rx_j_per_byte: Energy of the receiver per byte.
+        duplex_j_per_byte: Energy of either end per byte that it sends or receives while bytes go both ways at once,
+            as in sums and rings of a group; None: as one way.
         medium: Name of the shared medium, or None for a switched link.
     """
 
@@ -30,13 +32,15 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     latency_s: float = 0.0
     tx_j_per_byte: float = 0.0
     rx_j_per_byte: float = 0.0
+    duplex_j_per_byte: float | None = None
     medium: str | None = None
 
     def __post_init__(self) -> None:
         require_positive(bandwidth_bytes_per_s=self.bandwidth_bytes_per_s)
         require_non_negative(
-            latency_s=self.latency_s, tx_j_per_byte=self.tx_j_per_byte, rx_j_per_byte=self.rx_j_per_byte
-        )
+            latency_s=self.latency_s, tx_j_per_byte=self.tx_j_per_byte, rx_j_per_byte=self.rx_j_per_byte,
+            duplex_j_per_byte=self.duplex_j_per_byte,
+        )  # fmt: skip
 
     def transfer_s(self, size_bytes: float) -> float:
         """Seconds to move a message over the idle link."""

@@ -57,12 +57,16 @@ _CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
 class LinkEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[link]`` or ``[[links]]``. A link without src and dst is the default; ``both_ways`` adds the way back."""
+    """``[link]`` or ``[[links]]``. A link without src and dst is the default; ``both_ways`` adds the way back.
+
+    ``duplex_energy`` is that of either end per byte while bytes go both ways at once; None: as one way.
+    """
 
     bandwidth: str
     latency: str = "0ms"
     tx_energy: str = "0nJ/B"
     rx_energy: str = "0nJ/B"
+    duplex_energy: str | None = None
     src: str | None = None
     dst: str | None = None
     both_ways: bool = True
@@ -95,6 +99,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         quota_percent: CPU quota of a local worker in percent of one core (needs root): a slower worker.
         memory: Memory that training may use, in place of the profile's.
         network_s_per_byte: Seconds in which its processor is busy with every byte that it sends or receives.
+        duplex_s_per_byte: The same while bytes go both ways at once; None: as one way.
     """
 
     id: str
@@ -111,6 +116,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     quota_percent: float | None = None
     memory: str | None = None
     network_s_per_byte: float | None = None
+    duplex_s_per_byte: float | None = None
 
     def __post_init__(self) -> None:
         require_id(self.id, what="id")
@@ -118,7 +124,9 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             (self.profile is None) != (self.kind is None), f"device {self.id!r} needs exactly one of profile and kind"
         )
         require_positive(quota_percent=self.quota_percent)
-        require_non_negative(network_s_per_byte=self.network_s_per_byte)
+        require_non_negative(
+            network_s_per_byte=self.network_s_per_byte, duplex_s_per_byte=self.duplex_s_per_byte
+        )  # fmt: skip
         require(self.quota_percent is None or self.launch == "local", "quota_percent needs launch = 'local'")
         require(self.threads is None or self.threads >= 1, "threads must be at least 1")
         require(
@@ -210,8 +218,10 @@ def build_cluster(file: ClusterFile, *, path: Path, resolve: Callable[[DeviceEnt
 
 def _device(entry: DeviceEntry, index: int, path: Path, resolve: Callable[[DeviceEntry], Device]) -> Device:
     device = msgspec.structs.replace(resolve(entry), id=entry.id)
-    if entry.network_s_per_byte is not None:
-        device = msgspec.structs.replace(device, network_s_per_byte=entry.network_s_per_byte)
+    for name in ("network_s_per_byte", "duplex_s_per_byte"):
+        seconds = getattr(entry, name)
+        if seconds is not None:
+            device = msgspec.structs.replace(device, **{name: seconds})
     if entry.memory is None:
         return device
     where = f"{path}: field device[{index}].memory"
@@ -228,6 +238,9 @@ def _link(entry: LinkEntry, *, where: str, src: str, dst: str) -> Link:
         latency_s=parse_quantity(entry.latency, "time", where=f"{where}.latency"),
         tx_j_per_byte=parse_quantity(entry.tx_energy, "energy_per_byte", where=f"{where}.tx_energy"),
         rx_j_per_byte=parse_quantity(entry.rx_energy, "energy_per_byte", where=f"{where}.rx_energy"),
+        duplex_j_per_byte=None
+        if entry.duplex_energy is None
+        else parse_quantity(entry.duplex_energy, "energy_per_byte", where=f"{where}.duplex_energy"),
         medium=entry.medium,
     )
 

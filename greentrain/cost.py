@@ -51,6 +51,7 @@ __all__ = [
     "device_pass_s",
     "device_update_s",
     "estimate",
+    "inside_energy_j",
     "job_s",
     "memory_bytes",
     "most_rows",
@@ -370,6 +371,19 @@ def boundary_energy_j(cluster: Cluster, senders: Sequence[str], receivers: Seque
     )
 
 
+def inside_energy_j(cluster: Cluster, devices: Sequence[str], device: str) -> tuple[float, float]:
+    """Joules per byte that a device sends to and receives from its group, both at once: its dearest link decides."""
+    ways = [(cluster.link(device, other), cluster.link(other, device)) for other in devices if other != device]
+
+    def priced(duplex_j: float | None, one_way_j: float) -> float:
+        return one_way_j if duplex_j is None else duplex_j
+
+    return (
+        max((priced(out.duplex_j_per_byte, out.tx_j_per_byte) for out, _ in ways), default=0.0),
+        max((priced(out.duplex_j_per_byte, back.rx_j_per_byte) for out, back in ways), default=0.0),
+    )
+
+
 def stage_traffic(plan: Plan, index: int, cluster: Cluster) -> list[Traffic]:
     """Bytes and joules of the messages of each device of a stage in one round."""
     stage, rows = plan.stages[index], plan.micro_batch
@@ -383,10 +397,10 @@ def stage_traffic(plan: Plan, index: int, cluster: Cluster) -> list[Traffic]:
         sides.append((cut(before, stage, rows, forward=False), cut(before, stage, rows, forward=True), before))
     prices = [(boundary_energy_j(cluster, stage.devices, there.devices)[0],
                boundary_energy_j(cluster, there.devices, stage.devices)[1]) for _, _, there in sides]  # fmt: skip
-    inside_tx_j, inside_rx_j = boundary_energy_j(cluster, stage.devices, stage.devices)
     found: list[Traffic] = []
     for position in range(len(stage.devices)):
         sent, received = _inside_bytes(plan, stage, position)
+        inside_tx_j, inside_rx_j = inside_energy_j(cluster, stage.devices, stage.devices[position])
         sent_j, received_j = sent * inside_tx_j, received * inside_rx_j
         for (outward, inward, _), (tx_j, rx_j) in zip(sides, prices, strict=True):
             out = plan.micro_batches_n * sum(

@@ -51,6 +51,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         network_s_per_byte: Seconds in which its processor is busy with the network instead of computing, per payload
             byte that it sends or receives (None = not measured: priced as 0). Its joules are in the links' joules
             per byte.
+        duplex_s_per_byte: The same while bytes go both ways at once, as in sums and rings of a group, where
+            acknowledgements and messages get in each other's way (None = as one way).
     """
 
     id: str
@@ -61,18 +63,28 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     wake_s: float | None = None
     wake_j: float | None = None
     network_s_per_byte: float | None = None
+    duplex_s_per_byte: float | None = None
 
     def __post_init__(self) -> None:
         require_id(self.id, what="device id")
         require_id(self.kind, what="device kind")
         require_positive(memory_bytes=self.memory_bytes)
-        require_non_negative(wake_s=self.wake_s, wake_j=self.wake_j, network_s_per_byte=self.network_s_per_byte)
+        require_non_negative(
+            wake_s=self.wake_s, wake_j=self.wake_j, network_s_per_byte=self.network_s_per_byte,
+            duplex_s_per_byte=self.duplex_s_per_byte,
+        )  # fmt: skip
         names = [point.name for point in self.points]
         require(len(names) > 0, f"device {self.id!r} needs at least one operating point")
         require(len(set(names)) == len(names), f"device {self.id!r}: operating points {names} must differ")
         curves = {curve.point for curve in self.power.curves}
         lacking = [name for name in names if name not in curves]
         require(not lacking, f"device {self.id!r}: no power curve for operating points {lacking}")
+
+    @property
+    def group_s_per_byte(self) -> float:
+        """Processor seconds per byte of sums and rings, where every device sends and receives at once."""
+        known = self.network_s_per_byte if self.duplex_s_per_byte is None else self.duplex_s_per_byte
+        return known or 0.0
 
     def curve(self, point: str) -> PowerCurve:
         """Power curve at an operating point of this device.

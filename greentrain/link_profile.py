@@ -30,6 +30,9 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         tx_busy_s_per_byte: Processor seconds of src per byte sent, over the cores that it may use; None where nobody
             measured them.
         rx_busy_s_per_byte: The same per byte received; on slow links every packet wakes the receiver.
+        duplex_j_per_byte: Joules of src above idle per byte sent or received while bytes go both ways at once.
+        duplex_busy_s_per_byte: The same in processor seconds; up to three times what they cost one way after the
+            other.
     """
 
     src: str
@@ -42,6 +45,8 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rx_j_per_byte: float | None = None
     tx_busy_s_per_byte: float | None = None
     rx_busy_s_per_byte: float | None = None
+    duplex_j_per_byte: float | None = None
+    duplex_busy_s_per_byte: float | None = None
 
     def __post_init__(self) -> None:
         require_id(self.src, what="device id")
@@ -53,6 +58,7 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         require_non_negative(
             latency_s=self.latency_s, tx_j_per_byte=self.tx_j_per_byte, rx_j_per_byte=self.rx_j_per_byte,
             tx_busy_s_per_byte=self.tx_busy_s_per_byte, rx_busy_s_per_byte=self.rx_busy_s_per_byte,
+            duplex_j_per_byte=self.duplex_j_per_byte, duplex_busy_s_per_byte=self.duplex_busy_s_per_byte,
         )  # fmt: skip
 
     @property

@@ -27,7 +27,9 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: float
     tx_j_per_byte: float | None
     rx_j_per_byte: float | None
+    duplex_j_per_byte: float | None
     busy_s_per_byte: float | None
+    duplex_busy_s_per_byte: float | None
     source: str
     file: str
 
@@ -74,6 +76,8 @@ def measure_links(
             rx_j_per_byte=figures.rx_j_per_byte,
             tx_busy_s_per_byte=figures.tx_busy_s_per_byte,
             rx_busy_s_per_byte=figures.rx_busy_s_per_byte,
+            duplex_j_per_byte=figures.duplex_j_per_byte,
+            duplex_busy_s_per_byte=figures.duplex_busy_s_per_byte,
             provenance=Provenance(
                 meter=energy.name,
                 source=energy.source,
@@ -82,7 +86,7 @@ def measure_links(
                 versions=package_versions(),
                 trials_n=3,
                 note="times of one TCP connection; joules per byte above idle, null when within the meter's error; "
-                "processor seconds of the measuring thread over the cores that it may use",
+                "processor seconds of the measuring threads over the cores that it may use",
             ),
         )
     except ValueError as error:
@@ -94,7 +98,8 @@ def measure_links(
                 src=identity, dst=figures.peer, upload_bytes_per_s=figures.upload_bytes_per_s,
                 download_bytes_per_s=figures.download_bytes_per_s, latency_s=figures.latency_s,
                 tx_j_per_byte=figures.tx_j_per_byte, rx_j_per_byte=figures.rx_j_per_byte,
-                busy_s_per_byte=profile.busy_s_per_byte, source=energy.source,
+                duplex_j_per_byte=figures.duplex_j_per_byte, busy_s_per_byte=profile.busy_s_per_byte,
+                duplex_busy_s_per_byte=figures.duplex_busy_s_per_byte, source=energy.source,
                 file=str(path),
             )
         )  # fmt: skip

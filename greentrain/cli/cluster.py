@@ -64,6 +64,7 @@ class LinkRow(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: float
     tx_j_per_byte: float | None
     rx_j_per_byte: float | None
+    duplex_j_per_byte: float | None
     medium: str | None
 
 
@@ -169,9 +170,11 @@ def _measured_links(profiles: Path, known: set[str]) -> tuple[LinkEntry, ...]:
     found = [link for link in link_profiles(profiles) if {link.src, link.dst} <= known]
     tx_j = {(link.src, link.dst): link.tx_j_per_byte for link in found}
     rx_j = {(link.dst, link.src): link.rx_j_per_byte for link in found}
+    duplex_j = {(link.src, link.dst): link.duplex_j_per_byte for link in found}
     entries: dict[tuple[str, str], LinkEntry] = {}
     for link in found:
-        if link.provenance.source == "modelled" and (link.tx_j_per_byte, link.rx_j_per_byte) != (None, None):
+        energies_j = (link.tx_j_per_byte, link.rx_j_per_byte, link.duplex_j_per_byte)
+        if link.provenance.source == "modelled" and any(energy_j is not None for energy_j in energies_j):
             say(f"Remark: the joules per byte between {link.src} and {link.dst} come from a model ({link.src}).")
         for src, dst, rate in (
             (link.src, link.dst, link.upload_bytes_per_s),
@@ -180,7 +183,9 @@ def _measured_links(profiles: Path, known: set[str]) -> tuple[LinkEntry, ...]:
             entries[src, dst] = LinkEntry(
                 src=src, dst=dst, bandwidth=f"{_rounded(rate * 8 / 1e6)}Mbit",
                 latency=f"{_rounded(link.latency_s * 1e3)}ms",
-                tx_energy=_per_byte(tx_j.get((src, dst))), rx_energy=_per_byte(rx_j.get((src, dst))),
+                tx_energy=_per_byte(tx_j.get((src, dst))) or _UNKNOWN_ENERGY,
+                rx_energy=_per_byte(rx_j.get((src, dst))) or _UNKNOWN_ENERGY,
+                duplex_energy=_per_byte(duplex_j.get((src, dst))),
                 both_ways=False,
             )  # fmt: skip
     return tuple(entries.values())
@@ -188,27 +193,27 @@ def _measured_links(profiles: Path, known: set[str]) -> tuple[LinkEntry, ...]:
 
 def _with_network(entries: tuple[DeviceEntry, ...], profiles: Path) -> tuple[DeviceEntry, ...]:
     """The entries with what a byte costs their processors, as ``greentrain measure --link`` found it; dearest link."""
-    found: dict[str, float] = {}
+    one_way: dict[str, float] = {}
+    duplex: dict[str, float] = {}
     for link in link_profiles(profiles):
-        if link.busy_s_per_byte is not None:
-            found[link.src] = max(link.busy_s_per_byte, found.get(link.src, 0.0))
-    lacking = [entry.id for entry in entries if entry.id not in found]
-    if found and lacking:
+        for found, seconds in ((one_way, link.busy_s_per_byte), (duplex, link.duplex_busy_s_per_byte)):
+            if seconds is not None:
+                found[link.src] = max(float(f"{seconds:.4g}"), found.get(link.src, 0.0))
+    lacking = [entry.id for entry in entries if entry.id not in one_way]
+    if one_way and lacking:
         say(
             f"Remark: what the network costs the processor of {', '.join(lacking)} is not known and priced as nothing. "
             f"Run greentrain measure --link there."
         )
     return tuple(
-        msgspec.structs.replace(entry, network_s_per_byte=float(f"{found[entry.id]:.4g}"))
-        if entry.id in found
-        else entry
+        msgspec.structs.replace(entry, network_s_per_byte=one_way.get(entry.id), duplex_s_per_byte=duplex.get(entry.id))
         for entry in entries
     )
 
 
-def _per_byte(energy_j: float | None) -> str:
-    """Joules per byte as a cluster file has them; the file's own default where nobody knows."""
-    return _UNKNOWN_ENERGY if energy_j is None else f"{_rounded(energy_j * 1e9)}nJ/B"
+def _per_byte(energy_j: float | None) -> str | None:
+    """Joules per byte as a cluster file has them; None where nobody knows."""
+    return None if energy_j is None else f"{_rounded(energy_j * 1e9)}nJ/B"
 
 
 def _rounded(value: float) -> str:
@@ -334,8 +339,8 @@ def _render(file: ClusterFile) -> str:
                 lines.append(f"{field.name} = {_quoted(value) if isinstance(value, str) else value}")
     for link in file.links:
         lines += ["", "[[links]]  # measured"]
-        for field in ("src", "dst", "bandwidth", "latency", "tx_energy", "rx_energy"):
-            if (text := getattr(link, field)) != _UNKNOWN_ENERGY:
+        for field in ("src", "dst", "bandwidth", "latency", "tx_energy", "rx_energy", "duplex_energy"):
+            if (text := getattr(link, field)) not in (None, _UNKNOWN_ENERGY):
                 lines.append(f"{field} = {_quoted(text)}")
         if not link.both_ways:
             lines.append("both_ways = false")
@@ -368,7 +373,7 @@ def _show_summary(path: Path, *, as_json: bool) -> None:
         for device in summary.devices
     ]
     _echo_table(rows)
-    rows = [("link", "bandwidth", "latency", "sending", "receiving", "medium")]
+    rows = [("link", "bandwidth", "latency", "sending", "receiving", "both at once", "medium")]
     rows += [
         (
             "any two" if link.src == "*" else f"{link.src} > {link.dst}",
@@ -376,6 +381,7 @@ def _show_summary(path: Path, *, as_json: bool) -> None:
             format_quantity(link.latency_s, "time"),
             format_quantity(link.tx_j_per_byte, "energy_per_byte"),
             format_quantity(link.rx_j_per_byte, "energy_per_byte"),
+            format_quantity(link.duplex_j_per_byte, "energy_per_byte"),
             link.medium or "switched",
         )
         for link in summary.links
@@ -409,6 +415,7 @@ def _summary(path: Path, file: ClusterFile, cluster: Cluster) -> ClusterSummary:
                 # A file without these fields says nothing of them; it does not say that bytes are free.
                 tx_j_per_byte=link.tx_j_per_byte or None,
                 rx_j_per_byte=link.rx_j_per_byte or None,
+                duplex_j_per_byte=link.duplex_j_per_byte,
                 medium=link.medium,
             )
             for link in (cluster.default_link, *cluster.links)

@@ -48,7 +48,7 @@ def gradient_sum_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -
 
 def gradient_sum_busy_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:
     """Seconds in which the busiest processor of a group handles what it sends and receives in the ring AllReduce."""
-    slowest_s_per_byte = max(cluster.device(name).network_s_per_byte or 0.0 for name in devices)
+    slowest_s_per_byte = max(cluster.device(name).group_s_per_byte for name in devices)
     return slowest_s_per_byte * 2 * gradient_sum_bytes(len(devices), param_bytes)
 
 

@@ -22,10 +22,12 @@ class Handled(NamedTuple):
     Attributes:
         own: Per row of the device's own part.
         all: Per row of the whole micro-batch.
+        rings: Per row of the other devices' parts: in rings a device sends and receives all but its own.
     """
 
     own: int
     all: int
+    rings: int = 0
 
 
 def handled_bytes(
@@ -48,10 +50,8 @@ def handled_bytes(
         return Handled(sum(taken) + sum(left_over), 0)
     hidden, side = taken
     whole = sharing == "tensor" or not is_split(sharing, beside)
-    # In rings a device sends and receives all but its own part.
     rings = 2 * ring_bytes(stage_rings(sharing, layers, start, stop), direction)
-    own = sum(left_over) + (0 if whole else hidden) - rings
-    return Handled(own, side + (hidden if whole else 0) + rings)
+    return Handled(sum(left_over) + (0 if whole else hidden), side + (hidden if whole else 0), rings)
 
 
 def _cut(layers: Sequence[LayerProfile], boundary: int, direction: Direction) -> tuple[int, int]:
@@ -73,4 +73,5 @@ def handling_s(device: Device, handled: Handled, rows: float, micro_batch: float
         rows: Its own part of the micro-batch.
         micro_batch: Rows of the micro-batch.
     """
-    return (device.network_s_per_byte or 0.0) * (handled.own * rows + handled.all * micro_batch)
+    one_way = handled.own * rows + handled.all * micro_batch
+    return (device.network_s_per_byte or 0.0) * one_way + device.group_s_per_byte * handled.rings * (micro_batch - rows)

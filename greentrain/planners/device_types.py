@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import msgspec
 import numpy as np
 
 from greentrain.cost import over_cap_w
@@ -94,7 +95,8 @@ def device_types(problem: Problem) -> DeviceTypes:
             continue
         limits = (objective.power_cap_w.get(device.id), objective.device_budget_j.get(device.id))
         own = device.id if device.id in linked else None
-        key = (device.kind, device.memory_bytes, device.points, device.power, device.wake_s, device.wake_j, limits, own)
+        nameless = msgspec.structs.replace(device, id=device.kind)
+        key = (nameless, limits, own)
         groups.setdefault(repr(key), []).append(device)
     return DeviceTypes(
         names_T=tuple(tuple(device.id for device in members) for members in groups.values()),

@@ -227,7 +227,11 @@ def _network_s_2PSR(
 ) -> np.ndarray:  # fmt: skip
     """Seconds in which processors handle messages, forward and backward; 0 where nobody measured them."""
     found = np.zeros((2, len(device_P), len(spans), len(part_R)))
-    known = [(place, device) for place, device in enumerate(device_P) if device.network_s_per_byte]
+    known = [
+        (place, device)
+        for place, device in enumerate(device_P)
+        if device.network_s_per_byte or device.duplex_s_per_byte
+    ]
     for number, (start, stop) in enumerate(spans if known else []):
         for way, handled in enumerate(tables.handled(start, stop, sharing)):
             for place, device in known:

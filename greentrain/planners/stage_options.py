@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from greentrain.cluster import Cluster
-from greentrain.cost import boundary_energy_j
+from greentrain.cost import inside_energy_j
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_busy_s, gradient_sum_bytes, gradient_sum_wire_s
 from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring_part_bytes, rings_s
@@ -84,7 +84,7 @@ class OptionMaker:
             one_s, two_s = seconds_of(cluster, names, 1_000_000), seconds_of(cluster, names, 2_000_000)
             return np.where(sums_S > 0, one_s + (two_s - one_s) * (sums_S / 1e6 - 1), 0.0)
 
-        per_byte_j = sum(boundary_energy_j(cluster, names, names)) * len(names)
+        per_byte_j = sum(sum(inside_energy_j(cluster, names, name)) for name in names)
         rings_S = self._ring_bytes_S(len(names))
         moved_S = gradient_sum_bytes(len(names), 1_000_000) * sums_S / 1e6 + spans.micro_batches_n * rings_S
         port_s, air_s = ring_loads_s(cluster, names, 1.0)

@@ -130,6 +130,7 @@ def with_random_network(problem: Problem, rng: random.Random) -> Problem:
             latency_s=rng.choice([0.0, 0.002]),
             tx_j_per_byte=rng.choice([0.0, 5e-8]),
             rx_j_per_byte=rng.choice([0.0, 3e-8]),
+            duplex_j_per_byte=rng.choice([None, None, 8e-8]),
             medium="air" if wireless and rng.random() < 0.7 else None,
         )
         for src in names
@@ -182,7 +183,9 @@ def with_transformer(problem: Problem, rng: random.Random, *, heads: int = 4, se
 def with_busy_network(problem: Problem, rng: random.Random) -> Problem:
     """The same problem on devices whose processors have work with every message, some of them."""
     devices = tuple(
-        msgspec.structs.replace(device, network_s_per_byte=rng.choice([None, 5e-9, 5e-8, 5e-7]))
+        msgspec.structs.replace(
+            device, network_s_per_byte=rng.choice([None, 5e-9, 5e-8, 5e-7]), duplex_s_per_byte=rng.choice([None, 1e-7])
+        )
         for device in problem.cluster.devices
     )
     return msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, devices=devices))

@@ -63,6 +63,9 @@ def test_a_measured_link_reaches_the_cluster(
     assert found.busy_s_per_byte == told["busy_s_per_byte"] > 0
     assert cluster.device("near").network_s_per_byte == pytest.approx(found.busy_s_per_byte, rel=1e-3)
     assert cluster.device("far").network_s_per_byte is None
+    assert found.duplex_busy_s_per_byte is not None
+    assert found.duplex_busy_s_per_byte == told["duplex_busy_s_per_byte"] > 0
+    assert cluster.device("near").duplex_s_per_byte == pytest.approx(found.duplex_busy_s_per_byte, rel=1e-3)
     assert "what the network costs the processor of far, other is not known" in capfd.readouterr().err
     assert cluster.link("far", "near").bandwidth_bytes_per_s == pytest.approx(found.download_bytes_per_s, rel=1e-3)
     assert cluster.link("far", "near").latency_s == pytest.approx(found.latency_s, rel=1e-3)
@@ -80,7 +83,7 @@ def test_joules_per_byte_of_both_ends_reach_the_cluster(
         provenance = Provenance(meter="m", source=source, command="c", host="h", versions={}, trials_n=1)
         profile = LinkProfile(
             src=src, dst=dst, upload_bytes_per_s=1e6, download_bytes_per_s=2e6, latency_s=1e-3,
-            provenance=provenance, tx_j_per_byte=tx_j, rx_j_per_byte=rx_j,
+            provenance=provenance, tx_j_per_byte=tx_j, rx_j_per_byte=rx_j, duplex_j_per_byte=rx_j and 3 * rx_j,
         )  # fmt: skip
         write_link_profile(Path("profiles"), profile)
     capfd.readouterr()
@@ -94,6 +97,8 @@ def test_joules_per_byte_of_both_ends_reach_the_cluster(
     assert links["*", "*"] == (None, None)
     _, cluster = load_cluster(Path("cluster.toml"))
     assert cluster.link("far", "near").rx_j_per_byte == pytest.approx(7e-9)
+    assert cluster.link("near", "far").duplex_j_per_byte == pytest.approx(21e-9)
+    assert cluster.link("far", "near").duplex_j_per_byte is None
     assert run("cluster", "show") == 0
     assert "5.25 nJ/B" in capfd.readouterr().out
 

@@ -9,17 +9,27 @@ import msgspec
 import pytest
 from problems import make_problem, plan_of, random_plan, with_busy_network, with_heads, with_transformer
 
-from greentrain.cost import estimate, stage_traffic
+from greentrain.cluster import Link
+from greentrain.cost import estimate, inside_energy_j, stage_traffic
 from greentrain.objective import Problem
 from greentrain.parallel.data import gradient_sum_s
 from greentrain.parallel.network import Handled, handled_bytes, handling_s
 from greentrain.plan import Plan, Sharing
 from greentrain.planners.candidate import Part
+from greentrain.planners.device_types import device_types
 from greentrain.sharing import Direction
 from greentrain.simulator import simulate
 
 _WAYS: tuple[Direction, ...] = ("forward", "backward")
 PROBLEM = make_problem(2, devices=2, layers=2, batch=8, micro_batches=(4,))
+
+
+def _replaced(problem: Problem, name: str, **changes: float) -> Problem:
+    devices = tuple(
+        msgspec.structs.replace(device, **changes) if device.id == name else device
+        for device in problem.cluster.devices
+    )
+    return msgspec.structs.replace(problem, cluster=msgspec.structs.replace(problem.cluster, devices=devices))
 
 
 def _busy(problem: Problem, **seconds: float) -> Problem:
@@ -38,11 +48,15 @@ def test_bytes_that_a_device_handles() -> None:
     # The first layer is computed whole and hands its hidden state to the second, split one; four rings in that one,
     # and whole tokens in front of the loss: of each ring a device sends and receives all but its own part.
     rings = 2 * (4 * second.activation_bytes + second.activation_bytes)
-    assert handled_bytes(split, 0, 2, "tensor_sequence", "forward") == Handled(-rings, rings)
+    assert handled_bytes(split, 0, 2, "tensor_sequence", "forward") == Handled(0, 0, rings)
     entering = first.activation_bytes
-    assert handled_bytes(split, 1, 2, "tensor_sequence", "forward") == Handled(entering - rings, rings)
-    assert handled_bytes(split, 1, 2, "tensor", "forward").all == entering + 2 * 4 * second.activation_bytes
-    assert handling_s(PROBLEM.cluster.devices[0], Handled(1, 1), 4, 4) == 0
+    assert handled_bytes(split, 1, 2, "tensor_sequence", "forward") == Handled(entering, 0, rings)
+    assert handled_bytes(split, 1, 2, "tensor", "forward") == Handled(0, entering, 2 * 4 * second.activation_bytes)
+    device = PROBLEM.cluster.devices[0]
+    assert handling_s(device, Handled(1, 1, 1), 4, 8) == 0
+    device = msgspec.structs.replace(device, network_s_per_byte=1.0)
+    assert handling_s(device, Handled(10, 100, 1000), 4, 8) == 40 + 800 + 4000
+    assert handling_s(msgspec.structs.replace(device, duplex_s_per_byte=3.0), Handled(10, 100, 1000), 4, 8) == 12840
 
 
 def test_bytes_handled_by_a_group_are_its_traffic() -> None:
@@ -59,7 +73,7 @@ def test_bytes_handled_by_a_group_are_its_traffic() -> None:
         seen.add(stage.sharing)
         rows = [stage.work_rows(at, plan.micro_batch) for at in range(len(stage.devices))]
         handled = sum(
-            found.own * own + found.all * plan.micro_batch
+            found.own * own + found.all * plan.micro_batch + found.rings * (plan.micro_batch - own)
             for own in rows
             for way in _WAYS
             for found in [handled_bytes(problem.model.layers, stage.start, stage.stop, stage.sharing, way)]
@@ -85,6 +99,42 @@ def test_the_busiest_processor_can_hold_up_a_sum() -> None:
     before, after = estimate(_group(PROBLEM), PROBLEM), estimate(_group(slow), slow)
     assert after.step_s - before.step_s == pytest.approx(2 * whole * 1e-3 - wire_s)
     assert after.busy_s == before.busy_s
+
+
+def test_sums_cost_what_bytes_cost_both_ways_at_once() -> None:
+    whole = sum(layer.param_bytes for layer in PROBLEM.model.layers)
+    slow = _busy(PROBLEM, d0=1e-3)
+    slower = _replaced(slow, "d0", duplex_s_per_byte=3e-3)
+    assert gradient_sum_s(slower.cluster, ("d0", "d1"), whole) == pytest.approx(2 * whole * 3e-3)
+    links = tuple(
+        Link(
+            src=src, dst=dst, bandwidth_bytes_per_s=1e6, tx_j_per_byte=1e-8, rx_j_per_byte=2e-8, duplex_j_per_byte=both
+        )
+        for src, dst, both in (("d0", "d1", 5e-8), ("d1", "d0", None))
+    )
+    dear = msgspec.structs.replace(PROBLEM, cluster=msgspec.structs.replace(PROBLEM.cluster, links=links))
+    # A device that was not measured both ways pays as one way.
+    prices = {"d0": (5e-8, 5e-8), "d1": (1e-8, 2e-8)}
+    assert {name: inside_energy_j(dear.cluster, ("d0", "d1"), name) for name in prices} == prices
+    found = estimate(_group(dear), dear).energy_j
+    for name, (tx_j, rx_j) in prices.items():
+        assert found[name]["send"] == pytest.approx(whole * tx_j)
+        assert found[name]["receive"] == pytest.approx(whole * rx_j)
+    # Messages between stages go one way.
+    parts = [Part(0, 1, ("d0",), (4,), ("p0",)), Part(1, 2, ("d1",), (4,), ("p0",))]
+    (first,) = stage_traffic(plan_of(dear, 4, parts), 0, dear.cluster)
+    layer = PROBLEM.model.layers[0]
+    assert first.sent_j == pytest.approx(8 * layer.activation_bytes * 1e-8)
+    assert first.received_j == pytest.approx(8 * layer.gradient_bytes * 2e-8)
+
+
+def test_devices_that_differ_in_their_network_are_no_twins() -> None:
+    first = PROBLEM.cluster.devices[0]
+    members = (first, msgspec.structs.replace(first, id="d1"))
+    twins = msgspec.structs.replace(PROBLEM, cluster=msgspec.structs.replace(PROBLEM.cluster, devices=members))
+    assert len(device_types(twins).names_T) == 1
+    assert len(device_types(_replaced(twins, "d0", duplex_s_per_byte=1e-9)).names_T) == 2
+    assert len(device_types(_busy(twins, d1=1e-9)).names_T) == 2
 
 
 def test_passes_take_longer_but_compute_no_more() -> None:

@@ -56,7 +56,7 @@ def measure_links(folder: Path, lab: str, bandwidth: str) -> None:
     for old in (folder / "profiles").glob("*.links.json"):
         old.unlink()
     nodes = _nodes(folder, lab)
-    for index, (server, address) in enumerate(nodes[:-1]):
+    for index, (server, address) in enumerate(nodes):
         inside = [*_COMMAND, "lab", "exec", "--name", lab, server, "--"]
         serving = subprocess.Popen(
             [*inside, *_COMMAND, "measure", "--link-serve", str(_LINK_PORT), "--id", server],
@@ -65,7 +65,8 @@ def measure_links(folder: Path, lab: str, bandwidth: str) -> None:
         try:
             assert serving.stderr is not None
             serving.stderr.readline()  # It says so when it answers.
-            for client, _ in nodes[index + 1 :]:
+            # Every link once; the first node, which serves all others, asks the last one: it has a price, too.
+            for client, _ in nodes[index + 1 :] or nodes[:1]:
                 link = [*_COMMAND, "measure", "--link", f"{address}:{_LINK_PORT}", "--id", client]
                 greentrain(folder, "lab", "exec", "--name", lab, client, "--", *link)
         finally:

@@ -5,9 +5,10 @@ where every few packets wake the receiver.
 
 Run :func:`serve_link` on one machine and :func:`measure_link` on the other.
 
-Each request is one byte (``P`` ping, ``U`` upload, ``D`` download, ``I`` identity) and a length of eight bytes;
-the server answers a ping with its byte, swallows an upload and answers with one byte, sends a download, or its
-device's id in as many bytes as were asked for.
+Each request is one byte (``P`` ping, ``U`` upload, ``D`` download, ``B`` both at once, ``I`` identity) and a length
+of eight bytes; the server answers a ping with its byte, swallows an upload and answers with one byte, sends a
+download, swallows and sends as much at once and answers with one byte, or sends its device's id in as many bytes as
+were asked for.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from greentrain.errors import RunError, UnavailableError
@@ -49,6 +51,8 @@ class LinkFigures(NamedTuple):
         rx_j_per_byte: Joules above idle per byte received; None likewise.
         tx_busy_s_per_byte: Processor seconds per byte sent, over the cores that this process may use.
         rx_busy_s_per_byte: The same per byte received.
+        duplex_j_per_byte: Joules above idle per byte sent or received while as many go the other way.
+        duplex_busy_s_per_byte: The same in processor seconds.
     """
 
     upload_bytes_per_s: float
@@ -59,6 +63,8 @@ class LinkFigures(NamedTuple):
     rx_j_per_byte: float | None = None
     tx_busy_s_per_byte: float | None = None
     rx_busy_s_per_byte: float | None = None
+    duplex_j_per_byte: float | None = None
+    duplex_busy_s_per_byte: float | None = None
 
     @property
     def bandwidth_bytes_per_s(self) -> float:
@@ -140,8 +146,8 @@ def measure_link(
         try:
             round_trip_s = statistics.median(_ping_s(connection) for _ in range(_PINGS))
             idle = _idle(energy, seconds)
-            (upload, tx_j, tx_s), (download, rx_j, rx_s) = (
-                _direction(connection, kind, seconds, round_trip_s, energy, idle) for kind in (b"U", b"D")
+            (upload, tx_j, tx_s), (download, rx_j, rx_s), (_, duplex_j, duplex_s) = (
+                _direction(connection, kind, seconds, round_trip_s, energy, idle) for kind in (b"U", b"D", b"B")
             )
             connection.sendall(_REQUEST.pack(b"I", _ID_BYTES))
             peer = (_receive(connection, _ID_BYTES) or b"").rstrip(b"\0").decode(errors="replace")
@@ -151,7 +157,9 @@ def measure_link(
                 hint="Measure again; raise the timeout on a very slow link.",
             ) from error
     cores = usable_cores()
-    return LinkFigures(upload, download, round_trip_s / 2, peer, tx_j, rx_j, tx_s / cores, rx_s / cores)
+    return LinkFigures(
+        upload, download, round_trip_s / 2, peer, tx_j, rx_j, tx_s / cores, rx_s / cores, duplex_j, duplex_s / cores
+    )
 
 
 def joules_per_byte(busy: Span, idle: Span, bytes_n: int) -> float | None:
@@ -181,27 +189,41 @@ def _direction(
     connection: socket.socket, kind: bytes, seconds: float, round_trip_s: float, energy: EnergyRecorder | None,
     idle: Span | None,
 ) -> tuple[float, float | None, float]:  # fmt: skip
-    """Bandwidth of one direction, joules per byte where a meter runs, and this thread's processor seconds per byte."""
-    start_s, start_cpu_s = time.monotonic(), time.thread_time()
-    bytes_per_s, bytes_n = _bandwidth(connection, kind, seconds, round_trip_s)
-    cpu_s_per_byte = (time.thread_time() - start_cpu_s) / bytes_n
+    """Bandwidth of a kind of request, joules per byte where a meter runs, and processor seconds per byte."""
+    start_s = time.monotonic()
+    moved = _bandwidth(connection, kind, seconds, round_trip_s)
+    bytes_per_s, bytes_n = moved.bytes_per_s, moved.bytes_n
+    cpu_s_per_byte = moved.cpu_s / bytes_n
     if energy is None or idle is None:
         return bytes_per_s, None, cpu_s_per_byte
     return bytes_per_s, joules_per_byte(energy.span(start_s, time.monotonic()), idle, bytes_n), cpu_s_per_byte
 
 
-def _bandwidth(connection: socket.socket, kind: bytes, seconds: float, round_trip_s: float) -> tuple[float, int]:
-    """Best bandwidth of the trials, and the bytes of all of them together."""
+class _Moved(NamedTuple):
+    """What a direction's trials moved: best bandwidth, all bytes, and processor seconds of the threads that did it."""
+
+    bytes_per_s: float
+    bytes_n: int
+    cpu_s: float
+
+
+def _bandwidth(connection: socket.socket, kind: bytes, seconds: float, round_trip_s: float) -> _Moved:
+    """Best bandwidth of the trials, and the bytes and processor seconds of all of them together."""
     trial_s = seconds / (_TRIALS + 1)
     moved = size = _FIRST_BYTES
-    duration_s = _transfer_s(connection, kind, size)
+    duration_s, cpu_s = _transfer_s(connection, kind, size)
     while duration_s < trial_s / 2 and size < _MOST_BYTES:
         size = min(size * max(2, min(8, int(trial_s / max(duration_s, 1e-6)))), _MOST_BYTES)
-        duration_s = _transfer_s(connection, kind, size)
-        moved += size
-    best_s = min([duration_s, *(_transfer_s(connection, kind, size) for _ in range(_TRIALS - 1))])
+        duration_s, more_s = _transfer_s(connection, kind, size)
+        moved, cpu_s = moved + size, cpu_s + more_s
+    trials = [_transfer_s(connection, kind, size) for _ in range(_TRIALS - 1)]
+    best_s = min(duration_s, *(trial_s for trial_s, _ in trials))
     # The request and its answer cross the link once each.
-    return size / max(best_s - round_trip_s, best_s * 0.1), moved + size * (_TRIALS - 1)
+    return _Moved(
+        bytes_per_s=size / max(best_s - round_trip_s, best_s * 0.1),
+        bytes_n=(moved + size * len(trials)) * (2 if kind == b"B" else 1),
+        cpu_s=cpu_s + sum(more_s for _, more_s in trials),
+    )
 
 
 def _ping_s(connection: socket.socket) -> float:
@@ -211,15 +233,33 @@ def _ping_s(connection: socket.socket) -> float:
     return time.monotonic() - start_s
 
 
-def _transfer_s(connection: socket.socket, kind: bytes, size: int) -> float:
-    start_s = time.monotonic()
+def _transfer_s(connection: socket.socket, kind: bytes, size: int) -> tuple[float, float]:
+    """Seconds and processor seconds of a request of a size."""
+    start_s, start_cpu_s = time.monotonic(), time.thread_time()
+    beside_s = 0.0
     connection.sendall(_REQUEST.pack(kind, size))
-    if kind == b"U":
+    if kind == b"B":
+        beside_s = _both(connection, size)
+        _swallow(connection, 1)
+    elif kind == b"U":
         _send(connection, size)
         _swallow(connection, 1)
     else:
         _swallow(connection, size)
-    return time.monotonic() - start_s
+    return time.monotonic() - start_s, time.thread_time() - start_cpu_s + beside_s
+
+
+def _both(connection: socket.socket, size: int) -> float:
+    """Send and receive so many bytes at once; processor seconds of the thread that sends."""
+
+    def send() -> float:
+        _send(connection, size)
+        return time.thread_time()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="link") as pool:
+        sending = pool.submit(send)
+        _swallow(connection, size)
+        return sending.result()
 
 
 def _answer(client: socket.socket, identity: str) -> None:
@@ -232,6 +272,9 @@ def _answer(client: socket.socket, identity: str) -> None:
             _swallow(client, min(size, _MOST_BYTES))
         if kind == b"D":
             _send(client, min(size, _MOST_BYTES))
+        elif kind == b"B":
+            _both(client, min(size, _MOST_BYTES))
+            client.sendall(kind)
         elif kind == b"I":
             client.sendall(identity.encode()[:_ID_BYTES].ljust(_ID_BYTES, b"\0"))
         else:
