@@ -51,8 +51,9 @@ _MOST_CONFIGURATIONS = 150_000
 # Windows with more ways to run a stage are looked at quickly first.
 _QUICK_LOOK = 3_000
 # A search that takes longer than this part of its time looks at the plans of these planners too, the last one first,
-# and at the others later by such parts.
+# and at the others later by such parts. A window that takes long is left in time to look at all of them.
 _BASELINES_AFTER, _BASELINES_APART = 0.2, 0.1
+_SEARCH_UNTIL = 0.9
 _BASELINES = ("pipeline", "dapple", "data-equal", "data", "asteroid")
 
 
@@ -183,23 +184,30 @@ class _Search:
 
     def run(self) -> float:
         """Search; returns a bound on the objective that no plan of the space beats."""
-        begun_s = time.monotonic()
+        begun_s, stop_at_s = time.monotonic(), self.space.stop_at_s
         self._start()
-        baselines = list(_BASELINES)
+        baselines, hurried = list(_BASELINES), False
+        self.space.stop_at_s = begun_s + _SEARCH_UNTIL * (stop_at_s - begun_s)
         while self._heap:
             least = self._heap[0]
             if self.space.goal.closes(least.bound):
                 heapq.heappop(self._heap)
                 continue
+            now_s = time.monotonic()
+            part = _BASELINES_AFTER + _BASELINES_APART * (len(_BASELINES) - len(baselines))
+            due = hurried or now_s > begun_s + part * (stop_at_s - begun_s)
             try:
-                self.space.check_time()
-                part = _BASELINES_AFTER + _BASELINES_APART * (len(_BASELINES) - len(baselines))
-                if baselines and time.monotonic() > begun_s + part * (self.space.stop_at_s - begun_s):
+                if baselines and due and now_s < stop_at_s:
                     self._offer_baseline(baselines.pop())
+                    if not baselines:
+                        self.space.stop_at_s = stop_at_s
                 else:
+                    self.space.check_time()
                     self._look(least)
             except OutOfTimeError:
-                break
+                if hurried or not baselines:
+                    break
+                hurried = True  # The window that was left waits where it was.
             except KeyboardInterrupt:
                 # What was interrupted stays open, so the bound holds.
                 if not self.space.goal.found:

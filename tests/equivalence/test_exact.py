@@ -22,10 +22,10 @@ from problems import (
 
 from greentrain.cluster import Link
 from greentrain.cost import estimate
-from greentrain.errors import InfeasibleError
+from greentrain.errors import InfeasibleError, NotSupportedError
 from greentrain.objective import Objective, ObjectiveKind, Parallelism, Problem
 from greentrain.plan import Plan, Sharing, parallelism_name
-from greentrain.planners import beam, exact, search_space
+from greentrain.planners import beam, exact, load_planner, search_space
 from greentrain.planners.candidate import objective_value
 from greentrain.planners.span_tables import share_step
 
@@ -242,6 +242,39 @@ def test_a_gap_that_is_good_enough_is_no_proof_of_less() -> None:
 def test_a_frontier_that_ran_out_of_time_does_not_call_itself_whole() -> None:
     problem = make_problem(4, devices=4, layers=8, points=2, batch=16, micro_batches=(4, 8))
     assert not exact.frontier(problem, time_limit_s=0.0).whole
+
+
+def test_a_search_that_is_stuck_in_one_window_is_no_worse_than_plain_planners(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[object] = []
+
+    def stuck(search: object, window: object) -> None:
+        looks.append(window)
+        raise search_space.OutOfTimeError
+
+    monkeypatch.setattr(exact._Search, "_look", stuck)
+    better = 0
+    for seed in range(12):
+        problem = msgspec.structs.replace(_problem(seed), objective=Objective(minimise="time"))
+        values = {
+            name: objective_value(found)
+            for name in ("pipeline", "dapple", "data-equal", "data", "asteroid", "single")
+            if (found := _planned(name, problem)) is not None
+        }
+        found = exact.plan(problem, time_limit_s=60.0)
+        assert objective_value(found) <= min(values.values()) * (1 + 1e-12), values
+        assert found.certificate is not None
+        assert found.certificate.lower_bound is not None
+        assert found.certificate.lower_bound <= objective_value(found)
+        better += min(values.values()) < values.get("single", inf)
+    assert better > 0
+    assert looks
+
+
+def _planned(name: str, problem: Problem) -> Plan | None:
+    try:
+        return load_planner(name)(problem)
+    except (InfeasibleError, NotSupportedError):
+        return None
 
 
 def test_a_beam_is_never_better_than_the_optimum_nor_below_its_bound() -> None:
