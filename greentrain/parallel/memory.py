@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
+from typing import NamedTuple
+
+import numpy as np
 
 from greentrain.device import Device
 from greentrain.objective import OPTIMIZER_STATES, Problem
@@ -11,11 +14,16 @@ from greentrain.plan import Stage
 from greentrain.profile import LayerProfile
 from greentrain.sharing import is_split, kept_whole_bytes
 
-__all__ = ["PASS_STASH", "memory_bytes", "most_rows", "part_bytes", "row_bytes", "weight_part"]
+__all__ = ["PROCESS_BYTES", "memory_bytes", "most_bytes", "most_rows", "part_bytes", "row_bytes", "weight_part"]
 
-# What a pass takes beyond the stash, in stashes of a micro-batch: measured over 12 families of workloads as the peak
-# of the process (glibc's allocator) less weights, gradients, optimizer state and stash.
-PASS_STASH = 0.7
+# What training takes beyond weights, gradients, optimizer state and stash, as measured in the process (glibc's
+# allocator) of 80 stages of 11 workloads, whole models and single layers: code, threads and buffers whatever the stage;
+# what the allocator keeps, in stashes of a micro-batch; gradients of activations, in stashes of the layer that keeps
+# most; a gradient before it is added and weights in the order of a kernel, in weights of the largest layer.
+PROCESS_BYTES = 10_000_000
+_KEPT_STASH = 0.25
+_LAYER_STASH = 0.7
+_LAYER_WEIGHTS = 1.2
 
 
 def weight_part(stage: Stage, position: int) -> float:
@@ -28,20 +36,21 @@ def memory_bytes(stage: Stage, position: int, problem: Problem, micro_batch: int
     """Peak training memory of one device of a stage: ``MOD + OPT + K·ACT``, what a pass needs, and message buffers.
 
     MOD is weights and accumulated gradients, OPT the optimizer's state (Asteroid, arXiv 2408.08015). Gradients are
-    summed where they lie. Beyond the stash of the K micro-batches in flight a pass needs gradients of activations,
-    and the allocator keeps part of what was freed: together a part of one micro-batch's stash, as measured. Where
-    work is shared inside a sample, heads and columns split the weights and the stash of split layers, tokens the
-    stash, but for what is gathered for the backward pass; replicated layers are whole on each device. A ring needs
-    two whole tensors. Where layers are computed again (Chen et al., arXiv 1604.06174), ACT is their inputs, and once
-    the most that a layer keeps.
+    summed where they lie. Beyond the stash of the K micro-batches in flight a pass needs gradients of activations and
+    of weights, layer by layer, and the allocator keeps part of what was freed, as measured. Where work is shared
+    inside a sample, heads and columns split the weights and the stash of split layers, tokens the stash, but for what
+    is gathered for the backward pass; replicated layers are whole on each device. A ring needs two whole tensors.
+    Where layers are computed again (Chen et al., arXiv 1604.06174), ACT is their inputs, and once the most that a
+    layer keeps.
     """
     rows = stage.work_rows(position, micro_batch)
     entering = problem.model.layers[stage.start - 1] if stage.start > 0 else None
     entering_bytes = entering.activation_bytes if entering else problem.model.input_bytes
     layers = problem.model.layers[stage.start : stage.stop]
     if stage.sharing == "samples":
-        fixed, per_row = _memory_terms(layers, stage.in_flight, problem, entering_bytes)
-        return ceil(fixed + per_row * rows + 2 * (entering_bytes + stage.output_bytes) * rows)
+        needed = _needs(layers, stage.in_flight, problem, entering_bytes)
+        messages = 2 * (entering_bytes + stage.output_bytes)
+        return needed.whole_fixed_bytes + (needed.whole_row_bytes + messages) * rows
     return ceil(part_bytes(stage, rows, weight_part(stage, position), problem, micro_batch))
 
 
@@ -61,18 +70,18 @@ def part_bytes(stage: Stage, rows: float, part: float, problem: Problem, micro_b
     entering_bytes = entering.activation_bytes if entering else problem.model.input_bytes
     layers = problem.model.layers[stage.start : stage.stop]
     split = [layer for layer in layers if is_split(stage.sharing, layer)]
-    split_fixed, split_row = _memory_terms(split, stage.in_flight, problem, entering_bytes)
-    whole_fixed, whole_row = _memory_terms(
-        [layer for layer in layers if not is_split(stage.sharing, layer)], stage.in_flight, problem, entering_bytes
-    )
+    other = [layer for layer in layers if not is_split(stage.sharing, layer)]
+    own, whole = (_needs(some, stage.in_flight, problem, entering_bytes) for some in (split, other))
     kept = stage.in_flight * sum(kept_whole_bytes(stage.sharing, layer) for layer in split)
     side_bytes = entering_bytes - entering.hidden_bytes if entering else 0
     takes_whole = stage.whole_start or stage.sharing == "tensor"
-    moving = split_row * rows + kept * (micro_batch - rows) + whole_row * micro_batch
+    moving = own.row_bytes * rows + kept * (micro_batch - rows) + whole.row_bytes * micro_batch
+    moving += np.maximum(own.pass_row_bytes * rows, whole.pass_row_bytes * micro_batch)
     moving += 2 * (entering_bytes - side_bytes) * (micro_batch if takes_whole else rows)
     moving += 2 * (stage.output_bytes - stage.side_bytes) * rows + 2 * (side_bytes + stage.side_bytes) * micro_batch
     moving += 2 * micro_batch * max((ring.bytes for ring in stage.rings), default=0)
-    return split_fixed * part + whole_fixed + moving
+    weights = own.fixed_bytes * part + whole.fixed_bytes + np.maximum(own.pass_bytes * part, whole.pass_bytes)
+    return PROCESS_BYTES + weights + moving
 
 
 def most_rows(device: Device, start: int, stop: int, in_flight: int, problem: Problem) -> int:
@@ -96,24 +105,56 @@ def row_bytes(start: int, stop: int, in_flight: int, problem: Problem) -> tuple[
     """
     model = problem.model
     entering = model.layers[start - 1].activation_bytes if start > 0 else model.input_bytes
-    fixed, per_row = _memory_terms(model.layers[start:stop], in_flight, problem, entering)
+    needed = _needs(model.layers[start:stop], in_flight, problem, entering)
     leaving = model.layers[stop - 1].activation_bytes if stop < len(model.layers) else 0
     # A byte at least, for layers that neither keep nor hand on anything.
-    return fixed, max(per_row + 2 * (entering + leaving), 1)
+    return needed.whole_fixed_bytes, max(needed.whole_row_bytes + 2 * (entering + leaving), 1)
 
 
-def _memory_terms(
-    layers: Sequence[LayerProfile], in_flight: int, problem: Problem, entering_bytes: int
-) -> tuple[int, int]:
-    """Bytes of weights, gradients and optimizer state; bytes per row of what is kept for the backward pass."""
+def most_bytes(layer: LayerProfile, entering_bytes: int, in_flight: int, problem: Problem, micro_batch: int) -> float:
+    """What a layer adds at most to what a stage needs, but for messages and the process: whole, as if in all passes."""
+    weights = layer.param_bytes * (2 + OPTIMIZER_STATES[problem.optimizer] + _LAYER_WEIGHTS) + layer.frozen_bytes
+    rows = (in_flight + 1 + _KEPT_STASH + _LAYER_STASH) * layer.stash_bytes + in_flight * entering_bytes
+    return weights + rows * micro_batch + 2 * (micro_batch + 1)
+
+
+class _Needs(NamedTuple):
+    """What some layers need together.
+
+    Attributes:
+        fixed_bytes: Weights, gradients and optimizer state.
+        row_bytes: Kept for the backward pass, and by the allocator, per row.
+        pass_bytes: For the gradient of the largest layer's weights.
+        pass_row_bytes: For gradients of activations in the layer that keeps most, per row.
+    """
+
+    fixed_bytes: int
+    row_bytes: int
+    pass_bytes: int
+    pass_row_bytes: int
+
+    @property
+    def whole_fixed_bytes(self) -> int:
+        """Of a process that has these layers alone, whatever the rows."""
+        return PROCESS_BYTES + self.fixed_bytes + self.pass_bytes
+
+    @property
+    def whole_row_bytes(self) -> int:
+        """The same per row."""
+        return self.row_bytes + self.pass_row_bytes
+
+
+def _needs(layers: Sequence[LayerProfile], in_flight: int, problem: Problem, entering_bytes: int) -> _Needs:
     trainable = sum(layer.param_bytes for layer in layers)
     frozen = sum(layer.frozen_bytes for layer in layers)
     fixed = trainable * (2 + OPTIMIZER_STATES[problem.optimizer]) + frozen
+    passes = ceil(_LAYER_WEIGHTS * max((layer.param_bytes for layer in layers), default=0))
+    most = max((layer.stash_bytes for layer in layers), default=0)
     if not problem.recompute:
         stash = sum(layer.stash_bytes for layer in layers)
-        return fixed, in_flight * stash + ceil(PASS_STASH * stash)
+        return _Needs(fixed, in_flight * stash + ceil(_KEPT_STASH * stash), passes, ceil(_LAYER_STASH * most))
     # Each layer that has a backward pass keeps its input; one at a time is computed again.
     inputs = (entering_bytes, *(layer.activation_bytes for layer in layers[:-1]))
     kept = sum(size for size, layer in zip(inputs, layers, strict=True) if layer.stash_bytes > 0)
-    again = max((layer.stash_bytes for layer in layers), default=0)
-    return fixed, in_flight * kept + again + ceil(PASS_STASH * again)
+    again = most + ceil(_KEPT_STASH * most)
+    return _Needs(fixed, in_flight * kept + again, passes, ceil(_LAYER_STASH * most))

@@ -16,8 +16,8 @@ import numpy as np
 
 from greentrain.cost import CostTables, most_rows, unused_power, wake_j
 from greentrain.device import Device
-from greentrain.objective import OPTIMIZER_STATES, Problem
-from greentrain.parallel.memory import PASS_STASH, part_bytes, row_bytes, weight_part
+from greentrain.objective import Problem
+from greentrain.parallel.memory import PROCESS_BYTES, most_bytes, part_bytes, row_bytes, weight_part
 from greentrain.parallel.network import handling_s
 from greentrain.plan import Sharing, Stage, shares_total, stage_bytes
 from greentrain.planners.device_types import DeviceTypes, allowed_points
@@ -328,14 +328,12 @@ def _most_bytes_S(problem: Problem, spans: SpanTables, in_flight: int) -> np.nda
     """At least what any share of each span needs but for messages: every layer whole, with its stash and its input."""
     layers = problem.model.layers
     inputs = (problem.model.input_bytes, *(layer.activation_bytes for layer in layers[:-1]))
-    fixed_n = 2 + OPTIMIZER_STATES[problem.optimizer]
     bytes_L = [
-        layer.param_bytes * fixed_n + layer.frozen_bytes
-        + ((in_flight + PASS_STASH + 1) * layer.stash_bytes + in_flight * entering + 2) * spans.micro_batch
+        most_bytes(layer, entering, in_flight, problem, spans.micro_batch)
         for layer, entering in zip(layers, inputs, strict=True)
-    ]  # fmt: skip
+    ]
     until_L = np.concatenate([[0.0], np.cumsum(np.array(bytes_L, dtype=np.float64))])
-    return until_L[spans.stop_S] - until_L[spans.start_S]
+    return PROCESS_BYTES + until_L[spans.stop_S] - until_L[spans.start_S]
 
 
 def _part_bytes(problem: Problem, spans: SpanTables, start: int, stop: int) -> PartBytes:

@@ -19,6 +19,7 @@ from greentrain.parallel.data import (
     gradient_sum_bytes,
     gradient_sum_s,
 )
+from greentrain.parallel.memory import PROCESS_BYTES
 from greentrain.parallel.pipeline import (
     DOMINANCE_FIELDS,
     Pipe,
@@ -60,8 +61,11 @@ def test_one_device_by_hand() -> None:
     assert price.energy_j_per_sample == pytest.approx(busy_w * busy_s / 8)
     layers = problem.model.layers
     assert price.peak_bytes["d0"] == (
-        4 * sum(layer.param_bytes for layer in layers)
-        + 4 * ceil(1.7 * sum(layer.stash_bytes for layer in layers))
+        PROCESS_BYTES
+        + 4 * sum(layer.param_bytes for layer in layers)
+        + ceil(1.2 * max(layer.param_bytes for layer in layers))
+        + 4 * ceil(1.25 * sum(layer.stash_bytes for layer in layers))
+        + 4 * ceil(0.7 * max(layer.stash_bytes for layer in layers))
         + 2 * 4 * problem.model.input_bytes
     )
 
@@ -289,7 +293,8 @@ def test_a_gradient_sum_needs_no_room_of_its_own() -> None:
     weights = sum(layer.param_bytes for layer in bare)
     for who in ((("d0",), (4,), ("p0",)), (("d0", "d1"), (3, 1), ("p0", "p0"))):
         peak = estimate(plan_of(problem, 4, [Part(0, 4, *who)]), problem).peak_bytes["d0"]
-        assert peak == pytest.approx(4 * weights, abs=10_000)
+        largest = max(layer.param_bytes for layer in bare)
+        assert peak == pytest.approx(PROCESS_BYTES + 4 * weights + 1.2 * largest, abs=10_000)
 
 
 def test_layers_that_keep_nothing_fit_any_rows() -> None:

@@ -19,6 +19,7 @@ from greentrain.cost import CostTables, most_rows
 from greentrain.device import Device
 from greentrain.errors import InfeasibleError
 from greentrain.objective import Objective, Problem
+from greentrain.parallel.memory import PROCESS_BYTES
 from greentrain.plan import Plan, in_flight_limit, validate
 from greentrain.planners import asteroid, dapple, data, sequence, tensor, tensor_sequence
 from greentrain.planners.candidate import Part, assemble
@@ -167,8 +168,8 @@ def test_the_true_number_of_micro_batches_in_flight_limits_the_shares() -> None:
     first = msgspec.structs.replace(problem.model.layers[0], param_bytes=0, stash_bytes=1000, activation_bytes=100)
     model = msgspec.structs.replace(problem.model, layers=(first, *problem.model.layers[1:]), input_bytes=50)
     problem = msgspec.structs.replace(problem, model=model)
-    # A row needs (K + 0.7) · 1000 bytes of stash and 2 · (50 + 100) bytes of messages: 3 fit at K = 3, 5 at K = 1.
-    problem = _with_memory(problem, 3 * 4000)
+    # A row needs (K + 0.95) · 1000 bytes of stash and 2 · (50 + 100) bytes of messages: 3 fit at K = 3, 6 at K = 1.
+    problem = _with_memory(problem, PROCESS_BYTES + 3 * 4500)
     runs = DeviceRuns(problem, problem.cluster.devices, 6, CostTables(problem))
     start, stop = np.array([0]), np.array([1])
     alone = runs.stages(0, 2, 1, start, stop).shares_GS[:, 0]

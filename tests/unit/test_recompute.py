@@ -54,8 +54,8 @@ def test_layers_keep_their_inputs_and_one_of_them_all() -> None:
         entering = problem.model.input_bytes if stage.start == 0 else layers[stage.start - 1].activation_bytes
         inputs = entering + sum(layer.activation_bytes for layer in own[:-1])
         saved = stage.in_flight * (sum(layer.stash_bytes for layer in own) - inputs)
-        # What a pass takes beyond its stash shrinks with it.
-        saved += 0.7 * (sum(layer.stash_bytes for layer in own) - max(layer.stash_bytes for layer in own))
+        # What the allocator keeps of a pass shrinks with its stash.
+        saved += 0.25 * (sum(layer.stash_bytes for layer in own) - max(layer.stash_bytes for layer in own))
         assert before - computed[name] == pytest.approx(2 * (saved - max(layer.stash_bytes for layer in own)), abs=2)
 
 
