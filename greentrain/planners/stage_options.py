@@ -34,6 +34,8 @@ __all__ = ["OptionMaker"]
 _CHUNK = 40_000
 # The joules of more devices of one type are bounded, not found.
 _MOST_CONVOLVED = 8
+# Bounds may be a little too low, never too high: sums are rounded in another order than those of the options.
+_LOOSER = 1 + 1e-12
 # Kinds of groups whose rings are remembered.
 _MOST_PREFIXES = 50_000
 _WAYS: tuple[Direction, ...] = ("forward", "backward")
@@ -181,34 +183,36 @@ class OptionMaker:
         """
         sizes_U = self.counts_UT.sum(axis=1)
         found_US = np.full((len(sizes_U), len(self.spans.start_S)), np.inf)
+        devices = self._device_j(window, fill_s_S)
         for size in range(self.least_group_n, min(int(sizes_U.max()), self.spans.units) + 1):
             groups = np.flatnonzero(sizes_U == size)
             sums = [self.group_sum(int(group)) for group in groups]
             fastest_sum_S = np.min([own.seconds_S for own in sums], axis=0)
-            slots_TSR = self._least_slot_j(window, fastest_sum_S, fill_s_S)
-            if len(slots_TSR) == 1 and size > _MOST_CONVOLVED:
-                least = iter([least_of_many(size, slots_TSR[0])])
+            cost_TRS = devices.least_TRS(window.high_s, fastest_sum_S)
+            if len(cost_TRS) == 1 and size > _MOST_CONVOLVED:
+                least = iter([least_of_many(size, cost_TRS[0])])
             else:
-                least = least_by_counts(self.counts_UT[groups], slots_TSR)
+                least = least_by_counts(self.counts_UT[groups], cost_TRS)
             for group, least_S, own in zip(groups, least, sums, strict=True):
                 found_US[group] = least_S + own.joules_S
         return found_US
 
-    def _least_slot_j(self, window: Window, sum_s_S: np.ndarray, fill_s_S: np.ndarray) -> np.ndarray:
-        """Least joules of one device of each type for every number of units, shape (T, S, R)."""
+    def _device_j(self, window: Window, fill_s_S: np.ndarray) -> _DeviceJoules:
+        """Joules of each device alone, where its memory and the time behind the layers before allow its part."""
         spans = self.spans
         caps_TS = self.caps_TS(1)
         units_R = np.arange(spans.units + 1)
-        beside_s_PSR = np.maximum(spans.update_s_PSR + sum_s_S[:, None], fill_s_S[:, None])
-        in_time_PSR = self._time_s_PSR * spans.micro_batches_n + beside_s_PSR <= window.high_s
+        passes_s_PSR = self._time_s_PSR * spans.micro_batches_n
+        in_time_PSR = passes_s_PSR + fill_s_S[:, None] <= window.high_s * _LOOSER
         in_memory_PSR = (units_R <= caps_TS[spans.type_P][:, :, None]) & spans.shared_S[:, None]
         wait_j_P = np.minimum(spans.more_w_P * window.low_s, spans.more_w_P * window.high_s)
         cost_PSR = np.where(in_time_PSR & in_memory_PSR, self._busy_j_PSR + wait_j_P[:, None, None], np.inf)
         cost_PSR[:, :, 0] = np.inf
-        found = [
-            cost_PSR[spans.slots_of(index)].min(axis=0, initial=np.inf) for index in range(len(self.types.device_T))
-        ]
-        return np.stack(found)
+        return _DeviceJoules(
+            own_s_PRS=np.ascontiguousarray((passes_s_PSR + spans.update_s_PSR).transpose(0, 2, 1)),
+            cost_j_PRS=np.ascontiguousarray(cost_PSR.transpose(0, 2, 1)),
+            slots=tuple(spans.slots_of(index) for index in range(len(self.types.device_T))),
+        )
 
     def options(
         self, window: Window, budget_US: np.ndarray, fill_s_US: np.ndarray, in_flight: int, *, by_energy: bool,
@@ -489,6 +493,25 @@ class _GroupSum(NamedTuple):
     joules_S: np.ndarray
     ring_port_s_S: np.ndarray
     ring_air_s_S: np.ndarray
+
+
+class _DeviceJoules(NamedTuple):
+    """Devices alone, by operating point and number of units.
+
+    Attributes:
+        own_s_PRS: Seconds of the passes and the update.
+        cost_j_PRS: Joules; infinite where the part is not possible.
+        slots: Operating points of each type.
+    """
+
+    own_s_PRS: np.ndarray
+    cost_j_PRS: np.ndarray
+    slots: tuple[list[int], ...]
+
+    def least_TRS(self, high_s: float, sum_s_S: np.ndarray) -> np.ndarray:
+        """Least joules of one device of each type whose gradient sum ends in time, shape (T, R, S)."""
+        possible_PRS = np.where(self.own_s_PRS + sum_s_S <= high_s * _LOOSER, self.cost_j_PRS, np.inf)
+        return np.stack([possible_PRS[slots].min(axis=0, initial=np.inf) for slots in self.slots])
 
 
 def _padded(values_NG: np.ndarray, places_n: int) -> np.ndarray:

@@ -59,7 +59,7 @@ def test_the_joules_of_many_devices_are_never_below_the_bound() -> None:
                 axis=1,
             )
         assert np.isfinite(least_SR[0, units]) == (comb(units - 1, devices_n - 1) > 0)
-        assert (least_of_many(devices_n, cost_SR) <= least_SR[:, units] * (1 + 1e-12)).all()
+        assert (least_of_many(devices_n, np.ascontiguousarray(cost_SR.T)) <= least_SR[:, units] * (1 + 1e-12)).all()
 
 
 def test_a_beam_is_no_worse_than_the_plain_planners() -> None:
