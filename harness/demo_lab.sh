@@ -10,7 +10,7 @@ mkdir -p "$here/.demo-lab"
 cd "$here/.demo-lab"
 run() { printf '\n$ %s\n' "$*"; "$@"; }
 run greentrain lab up --name $name
-run greentrain lab exec --name $name --all -- greentrain measure --device jetson
+run greentrain lab exec --name $name --all --in-turn -- greentrain measure --device jetson
 run greentrain cluster init --lab $name --force
 run greentrain schedule --objective energy
 run greentrain train plan.json --run energy --epochs 3

@@ -326,20 +326,22 @@ def _print_progress(progress: Progress) -> None:
 
 def _check_unfinished(folder: Path) -> None:
     """Refuse to write over a run of that name that has ended."""
-    _check_absent(folder / "summary.json")
+    _check_absent(folder / "summary.json", "this run has run before")
 
 
 def _check_unused(folder: Path, rank: int) -> None:
-    """Refuse to write over an earlier run of that name."""
+    """Refuse to write over an earlier run of that name; one that goes on would have taken this device in."""
     from greentrain.runtime.messages import rank_ledger_path
 
-    _check_absent(rank_ledger_path(folder, rank))
+    _check_absent(
+        rank_ledger_path(folder, rank), "this device has trained in this run before, and it has ended or nobody answers"
+    )
 
 
-def _check_absent(path: Path) -> None:
+def _check_absent(path: Path, seen: str) -> None:
     if path.exists():
         raise UsageError(
-            f"{path}: exists already, this run has run before.",
+            f"{path}: exists already, {seen}.",
             hint="Choose another --run NAME, the same on every device; runs are never overwritten.",
         )
 

@@ -244,7 +244,7 @@ def _measured(profiles: Path, folder: Path, lab: Lab | None, settings: dict[str,
     if lab is not None and lacking:
         say(
             f"Remark: no profile of {', '.join(lacking)} in {profiles}. "
-            f"Run: greentrain lab exec --name {lab.name} --all -- greentrain measure"
+            f"Run: greentrain lab exec --name {lab.name} --all --in-turn -- greentrain measure"
         )
     here = machine_id()
     entries: list[DeviceEntry] = []

@@ -102,14 +102,17 @@ def _up(name: str, quotas: str, kinds: str | None, bandwidth: str, latency: str,
 @command.command(name="exec")
 @_name_option
 @click.option("--all", "on_all", is_flag=True, help="Run on all nodes at once; the worst exit status counts.")
+@click.option("--in-turn", is_flag=True, help="With --all: one node after the other, until one fails; for measuring.")
 @click.argument("words", nargs=-1, required=True, metavar="(NODE | --all) -- COMMAND…")
-def _exec(name: str, on_all: bool, words: tuple[str, ...]) -> int:
+def _exec(name: str, on_all: bool, in_turn: bool, words: tuple[str, ...]) -> int:
     """Run a command inside a node; its exit status is passed on."""
     from greentrain_harness import lab
 
     standing = lab.read_lab(name)
     if on_all:
-        return _run_on_all(standing, words)
+        return _run_on_all(standing, words, in_turn=in_turn)
+    if in_turn:
+        raise UsageError("--in-turn goes with --all.", hint="Give both, or the name of one node.")
     node, *argv = words
     entering, variables = lab.exec_argv(standing, node, argv)
     # Becoming the command hands on signals and exit status by themselves.
@@ -226,8 +229,11 @@ def _show(status: LabStatus, *, as_json: bool) -> None:
         say(f"Remark: the sensor driver is gone. Run: greentrain lab down --name {status.name}, then up again.")
 
 
-def _run_on_all(lab: Lab, argv: Sequence[str]) -> int:
-    """Run on all nodes at once, each line of output behind the node's name; gives the worst exit status."""
+def _run_on_all(lab: Lab, argv: Sequence[str], *, in_turn: bool) -> int:
+    """Run on all nodes, each line of output behind the node's name; gives the worst exit status.
+
+    In turn the first node that fails is the last one: an interrupted command is not begun on the next.
+    """
     from greentrain_harness.lab import exec_argv
 
     # All are looked up before the first starts.
@@ -258,6 +264,8 @@ def _run_on_all(lab: Lab, argv: Sequence[str]) -> int:
                 reader = threading.Thread(target=_prefix, args=(node, source, target, lock), daemon=True)
                 reader.start()
                 readers.append(reader)
+            if in_turn and process.wait() != 0:
+                break
         statuses = [process.wait() for process in started]
         for reader in readers:
             reader.join()

@@ -225,6 +225,18 @@ def test_exec_on_all_nodes_prefixes_lines_and_gives_the_worst_status(lab: Lab) -
     assert sorted(result.stderr.splitlines()) == ["node0: err", "node1: err"]
 
 
+def test_exec_in_turn_ends_with_the_first_node_that_fails(lab: Lab) -> None:
+    shell = "echo out; test $GREENTRAIN_DEVICE_ID = node0 || exit 5"
+    arguments = ("exec", "--name", lab.name, "--all", "--in-turn", "--", "sh", "-c")
+    result = cli(*arguments, shell)
+    assert (result.stdout, result.returncode) == ("node0: out\nnode1: out\n", 5)
+    result = cli(*arguments, "echo out; exit 3")
+    assert (result.stdout, result.returncode) == ("node0: out\n", 3)
+    result = cli("exec", "--name", lab.name, "--in-turn", "node0", "--", "true")
+    assert result.returncode == 2
+    assert "--in-turn goes with --all" in result.stderr
+
+
 def test_ending_exec_on_all_nodes_ends_the_commands(lab: Lab) -> None:
     argv = [sys.executable, "-m", "greentrain.cli", "lab", "exec", "--name", lab.name, "--all", "--"]
     shell = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"

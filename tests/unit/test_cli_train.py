@@ -125,12 +125,18 @@ def test_a_worker_that_is_called_wrongly(arguments: tuple[str, ...], sentence: s
     assert ended.sentence.startswith(sentence)
 
 
-@pytest.mark.parametrize("written", ["summary.json", "rank-0.ledger.csv"])
-def test_a_worker_never_writes_over_an_earlier_run(written: str, greentrain: Command) -> None:
+@pytest.mark.parametrize(
+    ("written", "seen"),
+    [
+        ("summary.json", "this run has run before"),
+        ("rank-0.ledger.csv", "this device has trained in this run before, and it has ended or nobody answers"),
+    ],
+)
+def test_a_worker_never_writes_over_an_earlier_run(written: str, seen: str, greentrain: Command) -> None:
     Path("runs/r").mkdir(parents=True)
     Path("runs/r", written).write_text("earlier")
     ended = greentrain("train", "plan.json", "--as", "a", "--coordinator", "localhost:29500", "--run", "r")
-    assert (ended.code, ended.sentence) == (2, f"runs/r/{written}: exists already, this run has run before.")
+    assert (ended.code, ended.sentence) == (2, f"runs/r/{written}: exists already, {seen}.")
     assert Path("runs/r", written).read_text() == "earlier"
 
 
