@@ -103,7 +103,7 @@ def open_setting(
         try:
             greentrain(folder, "lab", "up", "--name", name, "--quotas", quotas, "--bandwidth", bandwidth)
             write_text(folder / "faults_net.py", _OWN_SOURCE)
-            measure_nodes(folder, name, model)
+            measure_nodes(folder, name, [model])
             greentrain(folder, "cluster", "init", "--lab", name, "--force")
             greentrain(
                 folder, "schedule", "--planner", "data", "--batch", str(batch), "--no-explain", "-o", "base.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,18 +35,21 @@ def lab_down(folder: Path, name: str) -> None:
     subprocess.run([*_COMMAND, "lab", "down", "--name", name], cwd=folder, capture_output=True, check=False)
 
 
-def measure_nodes(folder: Path, lab: str, model: str) -> None:
-    """Measure a model on every node of a lab, once per folder.
+def measure_nodes(folder: Path, lab: str, models: Sequence[str]) -> None:
+    """Measure models on every node of a lab, once per folder.
 
     One node after the other: real boards do not take each other's caches and memory bandwidth away; nodes of one
     machine that measure side by side find large layers up to twice as slow.
     """
     for node, _ in _nodes(folder, lab):
-        measured = folder / f"{model}.{node}.measured"
-        if not measured.exists():
-            measure = [*_COMMAND, "measure", "--device", "jetson", "--model", model]
-            greentrain(folder, "lab", "exec", "--name", lab, node, "--", *measure)
-            measured.touch()
+        marks = {model: folder / f"{model}.{node}.measured" for model in models}
+        lacking = [model for model, mark in marks.items() if not mark.exists()]
+        if lacking:
+            wanted = [word for model in lacking for word in ("--model", model)]
+            inside = [*_COMMAND, "measure", "--device", "jetson", *wanted]
+            greentrain(folder, "lab", "exec", "--name", lab, node, "--", *inside)
+        for model in lacking:
+            marks[model].touch()
 
 
 def measure_links(folder: Path, lab: str, bandwidth: str) -> None:

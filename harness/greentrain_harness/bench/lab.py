@@ -119,8 +119,7 @@ def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[
     name = f"bench{os.getpid()}"
     try:
         greentrain(folder, "lab", "up", "--name", name, "--quotas", case.quotas, "--bandwidth", case.bandwidth)
-        for model in dict.fromkeys(one.model for one in wanted):
-            measure_nodes(folder, name, model)
+        measure_nodes(folder, name, list(dict.fromkeys(one.model for one in wanted)))
         measure_links(folder, name, case.bandwidth)
         greentrain(folder, "cluster", "init", "--lab", name, "--force")
         for number, one in enumerate(wanted):

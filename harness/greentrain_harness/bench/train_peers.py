@@ -114,7 +114,7 @@ def _set_up(bench: _Bench, options: argparse.Namespace, planners: set[str]) -> N
     greentrain(
         folder, "lab", "up", "--name", bench.lab, "--quotas", options.quotas, "--bandwidth", options.bandwidth
     )  # fmt: skip
-    measure_nodes(folder, bench.lab, options.model)
+    measure_nodes(folder, bench.lab, [options.model])
     greentrain(folder, "cluster", "init", "--lab", bench.lab, "--force")
     batch = ["--batch", options.batch] if options.batch else []
     for planner in planners:

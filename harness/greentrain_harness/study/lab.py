@@ -69,7 +69,7 @@ class LabCluster:
                 self._folder, "lab", "up", "--name", self._name, "--quotas", ",".join(self._quotas),
                 "--kinds", ",".join([_BOARD] * len(self._quotas)), "--bandwidth", self._bandwidth,
             )  # fmt: skip
-            measure_nodes(self._folder, self._name, self._model)
+            measure_nodes(self._folder, self._name, [self._model])
             measure_links(self._folder, self._name, self._bandwidth)
             greentrain(self._folder, "cluster", "init", "--lab", self._name, "--force")
         except BaseException:
