@@ -10,7 +10,8 @@ import pytest
 from greentrain.errors import RunError, UsageError
 from greentrain.ledger import LedgerRow
 from greentrain_harness.bench import lab
-from greentrain_harness.bench._lab_table import Row, agreement_table, ratios_table
+from greentrain_harness.bench._lab_table import Row, agreement_table, plans_table, ratios_table
+from greentrain_harness.bench._machine_pace import machine_pace_s
 from greentrain_harness.bench._row_files import read_rows, write_rows
 
 ROW = Row(
@@ -69,6 +70,22 @@ def test_a_usual_round_is_the_median_without_the_first() -> None:
     assert lab.usual_round(rows) == (4.0, 8.0)
     with pytest.raises(RunError, match="lacks the joules"):
         lab.usual_round([*rows, _step(4, "a", 1.0, None)])
+
+
+def test_agreement_is_given_with_and_without_the_pace_of_the_machine() -> None:
+    rows = [ROW, msgspec.structs.replace(ROW, slower=1.25)]
+    assert rows[0].paced_step_error is None
+    assert rows[1].paced_step_error == pytest.approx(1.25 * 0.9 - 1)
+    assert rows[1].paced_energy_error == pytest.approx(1.25 * 1.1 - 1)
+    lines = agreement_table(rows).splitlines()
+    assert [line.split()[-3:] for line in lines[1:5]] == [
+        ["2", "10.0%", "-10.0%"], ["1", "12.5%", "+12.5%"], ["2", "10.0%", "+10.0%"], ["1", "37.5%", "+37.5%"],
+    ]  # fmt: skip
+    assert "-20%" in plans_table(rows[1:])
+
+
+def test_the_pace_of_the_machine_is_some_milliseconds() -> None:
+    assert 1e-4 < machine_pace_s() < 10
 
 
 def test_its_help_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:

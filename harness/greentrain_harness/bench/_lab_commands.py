@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -35,8 +35,10 @@ def lab_down(folder: Path, name: str) -> None:
     subprocess.run([*_COMMAND, "lab", "down", "--name", name], cwd=folder, capture_output=True, check=False)
 
 
-def measure_nodes(folder: Path, lab: str, models: Sequence[str]) -> None:
-    """Measure models on every node of a lab, once per folder.
+def measure_nodes(
+    folder: Path, lab: str, models: Sequence[str], *, before_each: Callable[[], None] = lambda: None
+) -> None:  # fmt: skip
+    """Measure models on every node of a lab, once per folder; ``before_each`` is called before a node is measured.
 
     One node after the other: real boards do not take each other's caches and memory bandwidth away; nodes of one
     machine that measure side by side find large layers up to twice as slow.
@@ -46,6 +48,7 @@ def measure_nodes(folder: Path, lab: str, models: Sequence[str]) -> None:
         lacking = [model for model, mark in marks.items() if not mark.exists()]
         if lacking:
             wanted = [word for model in lacking for word in ("--model", model)]
+            before_each()
             inside = [*_COMMAND, "measure", "--device", "jetson", *wanted]
             greentrain(folder, "lab", "exec", "--name", lab, node, "--", *inside)
         for model in lacking:

@@ -14,7 +14,12 @@ _RIVALS = ("dapple", "asteroid", "pipeline", "tensor", "tensor-sequence", "data"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One plan of one model on one cluster, predicted and measured; joules are modelled from real CPU time."""
+    """One plan of one model on one cluster, predicted and measured; joules are modelled from real CPU time.
+
+    Attributes:
+        slower: How many times as long a fixed piece of work took around the run as around the measuring (None = not
+            looked at).
+    """
 
     model: str
     batch: int
@@ -30,6 +35,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     measured_j_per_sample: float
     samples_per_s: float
     memory_error: float | None
+    slower: float | None = None
 
     @property
     def step_error(self) -> float:
@@ -42,6 +48,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return self.predicted_j_per_sample / self.measured_j_per_sample - 1
 
     @property
+    def paced_step_error(self) -> float | None:
+        """The same, had the machine been as fast as while the nodes were measured."""
+        return None if self.slower is None else self.slower * self.predicted_step_s / self.measured_step_s - 1
+
+    @property
+    def paced_energy_error(self) -> float | None:
+        """The same of joules; waiting for the network does not hang on the pace, and is scaled with the rest."""
+        return None if self.slower is None else self.slower * (1 + self.energy_error) - 1
+
+    @property
     def case(self) -> tuple[str, str, str, str]:
         """Model, samples per round, and cluster."""
         return (self.model, str(self.batch), self.quotas, self.bandwidth)
@@ -52,13 +68,14 @@ def plans_table(rows: Sequence[Row]) -> str:
     lines = [
         f"{'model':16} {'batch':>5} {'quotas %':16} {'link':>8} {'plan':15} {'parallelism':15} "
         f"{'round s: pred':>13} {'meas':>8} {'diff':>5} {'J/sample: pred':>14} {'meas':>8} {'diff':>5} "
-        f"{'samples/s':>9} {'memory':>6}  devices"
+        f"{'samples/s':>9} {'memory':>6} {'pace':>5}  devices"
     ]
     lines += [
         f"{row.model:16} {row.batch:>5} {row.quotas:16} {row.bandwidth:>8} {row.plan:15} {row.parallelism:15} "
         f"{row.predicted_step_s:>13.3f} {row.measured_step_s:>8.3f} {row.step_error:>+5.0%} "
         f"{row.predicted_j_per_sample:>14.4f} {row.measured_j_per_sample:>8.4f} {row.energy_error:>+5.0%} "
-        f"{row.samples_per_s:>9.1f} {_percent(row.memory_error):>6}  {row.devices}"
+        f"{row.samples_per_s:>9.1f} {_percent(row.memory_error):>6} "
+        f"{_percent(None if row.slower is None else 1 / row.slower - 1):>5}  {row.devices}"
         for row in rows
     ]
     return "\n".join([*lines, "(joules: source=modelled from real CPU time)", ""])
@@ -71,12 +88,14 @@ def _percent(value: float | None) -> str:
 def agreement_table(rows: Sequence[Row]) -> str:
     """How far predictions lie from what was measured: median and worst over the plans."""
     lines = [f"{'predicted against measured':28} {'plans':>5} {'median':>7} {'worst':>7}"]
-    memory = [row.memory_error for row in rows if row.memory_error is not None]
-    for title, errors in (
+    for title, found in (
         ("round time", [row.step_error for row in rows]),
+        ("  without the machine's pace", [row.paced_step_error for row in rows]),
         ("J/sample", [row.energy_error for row in rows]),
-        ("peak memory, worst device", memory),
+        ("  without the machine's pace", [row.paced_energy_error for row in rows]),
+        ("peak memory, worst device", [row.memory_error for row in rows]),
     ):
+        errors = [error for error in found if error is not None]
         if errors:
             middle = statistics.median(abs(error) for error in errors)
             lines.append(f"{title:28} {len(errors):>5} {middle:>7.1%} {max(errors, key=abs):>+7.1%}")

@@ -4,7 +4,9 @@ Run as root: ``python -m greentrain_harness.bench.lab [--models digits-cnn] [--q
 100Mbit] [--batches 8] [--plans …] [--seconds 20] [-o table.csv]``. For every cluster it sets up a lab of its own,
 measures every node, plans each model with several planners, trains each plan for some rounds, and takes the lab down.
 A round's seconds and joules are medians of the rounds after the first, in which connections and caches are new. Rows
-that the CSV file holds already are not run again. Joules are modelled from the nodes' real CPU time.
+that the CSV file holds already are not run again. Joules are modelled from the nodes' real CPU time. A shared machine's
+own pace changes from minute to minute: how much slower a fixed piece of work ran around each training than around the
+measuring stands beside every row, and the agreement is given with and without it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from greentrain.summary import SUMMARY_SCHEMA, Summary
 from greentrain.workloads import load_workload
 from greentrain_harness.bench._lab_commands import greentrain, lab_down, measure_links, measure_nodes
 from greentrain_harness.bench._lab_table import Row, agreement_table, plans_table, ratios_table
+from greentrain_harness.bench._machine_pace import machine_pace_s
 from greentrain_harness.bench._row_files import read_rows, write_rows
 
 __all__ = ["main", "usual_round"]
@@ -75,9 +78,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for quotas in options.quotas:
             # Nodes of the same quotas are measured once: a slower link changes no layer.
+            paces_s: list[float] = []
             with tempfile.TemporaryDirectory(prefix="greentrain-bench-") as folder:
                 for bandwidth in options.bandwidths.split(","):
-                    _run_case(Path(folder), Case(quotas, bandwidth), options, rows)
+                    _run_case(Path(folder), Case(quotas, bandwidth), options, rows, paces_s)
     except GreentrainError as error:
         sys.stderr.write(f"Error: {error}\n")
         return error.exit_code
@@ -105,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[Row]) -> None:
+def _run_case(
+    folder: Path, case: Case, options: argparse.Namespace, rows: list[Row], paces_s: list[float]
+) -> None:  # fmt: skip
+    """Run what is wanted and not there yet; ``paces_s`` are the machine's while the nodes were measured."""
     done = {(row.quotas, row.bandwidth, row.model, row.batch, row.plan) for row in rows}
     wanted = [
         Wanted(model, batch, plan)
@@ -119,11 +126,13 @@ def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[
     name = f"bench{os.getpid()}"
     try:
         greentrain(folder, "lab", "up", "--name", name, "--quotas", case.quotas, "--bandwidth", case.bandwidth)
-        measure_nodes(folder, name, list(dict.fromkeys(one.model for one in wanted)))
+        models = list(dict.fromkeys(one.model for one in wanted))
+        measure_nodes(folder, name, models, before_each=lambda: paces_s.append(machine_pace_s()))
+        paces_s.append(machine_pace_s())
         measure_links(folder, name, case.bandwidth)
         greentrain(folder, "cluster", "init", "--lab", name, "--force")
         for number, one in enumerate(wanted):
-            row = _row(folder, case, one, f"{case.bandwidth}-{number}", options)
+            row = _row(folder, case, one, f"{case.bandwidth}-{number}", options, statistics.median(paces_s))
             if row is not None:
                 rows.append(row)
                 if options.output is not None:
@@ -132,7 +141,9 @@ def _run_case(folder: Path, case: Case, options: argparse.Namespace, rows: list[
         lab_down(folder, name)
 
 
-def _row(folder: Path, case: Case, one: Wanted, run: str, options: argparse.Namespace) -> Row | None:
+def _row(
+    folder: Path, case: Case, one: Wanted, run: str, options: argparse.Namespace, measured_pace_s: float
+) -> Row | None:  # fmt: skip
     """One plan, run; None where the planner has none for this model, or its run failed."""
     sys.stderr.write(f"{one.model}, {one.batch} samples, {case.quotas} %, {case.bandwidth}: {one.plan} …\n")
     choice = [*_PLANS[one.plan], *(["--micro-batch", options.micro_batch] if options.micro_batch else [])]
@@ -144,7 +155,9 @@ def _row(folder: Path, case: Case, one: Wanted, run: str, options: argparse.Name
         plan = read_json(folder / "plan.json", Plan, schema=PLAN_SCHEMA)
         assert plan.estimate is not None
         rounds_n = max(_FEWEST_ROUNDS_N, round(options.seconds / plan.estimate.step_s))
+        before_s = machine_pace_s()
         greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(rounds_n))
+        pace_s = statistics.mean((before_s, machine_pace_s()))
     except RunError as error:
         sys.stderr.write(f"  left out: {error.message}\n")
         return None
@@ -165,6 +178,7 @@ def _row(folder: Path, case: Case, one: Wanted, run: str, options: argparse.Name
         measured_j_per_sample=step_j / one.batch,
         samples_per_s=one.batch / step_s,
         memory_error=_memory_error(summary),
+        slower=pace_s / measured_pace_s,
     )
 
 
