@@ -65,6 +65,18 @@ class Ticks:
         return self.now_s
 
 
+class Slow(Ticks):
+    """Each look takes some seconds more."""
+
+    def __init__(self, more_s: float) -> None:
+        super().__init__()
+        self._more_s = more_s
+
+    def __call__(self) -> float:
+        self.now_s += self._more_s
+        return super().__call__()
+
+
 @pytest.mark.parametrize("name", ["digits-cnn", "digits-vit"])
 def test_bytes_equal_what_the_tensors_hold(name: str) -> None:
     workload = load_workload(name)
@@ -147,23 +159,26 @@ def test_times_of_a_pass_add_up_to_its_mean_by_the_wall_clock() -> None:
 def test_sizes_in_the_middle_are_left_out_first_and_named() -> None:
     times = time_layers(
         tiny(Masked, Head), kind="board", point="current", provenance_command="test", seconds_budget=12.0,
+        wall=Slow(1.0), cpu=Ticks(),
+    )  # fmt: skip
+    # A pass is three looks of two seconds: two of them fit each of five trials of a minute.
+    assert times.batch_B == (1, 8)
+    assert "batch sizes 2, 4 left out, they do not fit 60 s" in times.provenance.note
+
+
+def test_a_budget_that_is_too_short_for_a_few_passes_is_gone_beyond() -> None:
+    times = time_layers(
+        tiny(Masked, Head), kind="board", point="current", provenance_command="test", seconds_budget=1.0,
         wall=Ticks(), cpu=Ticks(),
     )  # fmt: skip
-    assert times.batch_B == (1, 8)
-    assert "batch sizes 2, 4 left out, they do not fit 12 s" in times.provenance.note
+    assert times.batch_B == (1, 2, 4, 8)
+    assert "left out" not in times.provenance.note
 
 
 def test_sizes_of_which_no_few_passes_fit_are_not_tried() -> None:
-    class Slow(Ticks):
-        """Each look takes eight seconds more."""
-
-        def __call__(self) -> float:
-            self.now_s += 8.0
-            return super().__call__()
-
     times = time_layers(
         tiny(Masked, Head), kind="board", point="current", provenance_command="test", seconds_budget=12.0,
-        wall=Slow(), cpu=Ticks(),
+        wall=Slow(8.0), cpu=Ticks(),
     )  # fmt: skip
     assert times.batch_B == (1,)
     assert "batch sizes 2, 4, 8 left out" in times.provenance.note

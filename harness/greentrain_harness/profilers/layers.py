@@ -35,7 +35,8 @@ DEFAULT_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _SEED = 0
 _PROFILE_ROWS = 4
 _TRIALS_N = 5
-# What a slow device may spend on the largest batch size, beyond its budget.
+# What a slow device may spend beyond its budget: times of a batch size do not follow from those of others, small
+# ones of convolutions take up to twice what lies between their neighbours.
 _MOST_SECONDS = 60.0
 
 
@@ -156,8 +157,8 @@ def time_layers(
         point: Operating point that is set at present.
         batches: Batch sizes; None for 1, 2, 4, … 64 up to the workload's batch.
         provenance_command: The command that a reader can repeat.
-        seconds_budget: Time to spend, seconds; more where a few passes of the largest batch size need it. Batch sizes
-            are left out (and the note says so) when a few passes of each would not fit, those in the middle first.
+        seconds_budget: Time to spend, seconds; up to a minute where a few passes of each batch size need it. Sizes
+            are left out (and the note says so) when they would not fit then, those in the middle first.
         wall: Clock of elapsed seconds; replaced in tests.
         cpu: Clock of the calling thread's CPU seconds; replaced in tests.
     """
@@ -171,7 +172,7 @@ def time_layers(
     note = f"times by monotonic clock; {torch.get_num_threads()} threads"
     if left_out:
         sizes = ", ".join(str(size) for size in left_out)
-        note += f"; batch sizes {sizes} left out, they do not fit {seconds_budget:g} s"
+        note += f"; batch sizes {sizes} left out, they do not fit {max(seconds_budget, _MOST_SECONDS):g} s"
     forward_BL = [bench.passes[size].forward_s_L() for size in kept]
     backward_BL = [bench.passes[size].backward_s_L() for size in kept]
     return LayerTimes(
@@ -273,14 +274,12 @@ class _Bench:
         self._updates = _Passes(len(self._blocks))
 
     def warm_up(self, sizes: Sequence[int], seconds_budget: float) -> tuple[int, ...]:
-        """Run the sizes from small to large while a pass of the next fits each trial; keep those that fit together.
-
-        The largest may take more than the budget, so that the largest micro-batches of a plan are not guessed.
-        """
+        """Run the sizes from small to large while a pass of the next fits each trial; keep those that fit together."""
+        most_s = max(seconds_budget, _MOST_SECONDS)
         pass_s: dict[int, float] = {}
         before = 0
         for size in sizes:
-            if pass_s and pass_s[before] * size / before * _TRIALS_N > max(seconds_budget, _MOST_SECONDS):
+            if pass_s and pass_s[before] * size / before * _TRIALS_N > most_s:
                 break
             self._examples[size] = self._workload.example(size)
             for _ in range(2):
@@ -289,8 +288,7 @@ class _Bench:
                 pass_s[size] = self._wall() - start_s
             before = size
         self._optimizer.step()
-        least_s = _TRIALS_N * (pass_s[min(pass_s)] + pass_s[max(pass_s)])
-        kept = _thinned(pass_s, max(seconds_budget, least_s) / _TRIALS_N)
+        kept = _thinned(pass_s, most_s / _TRIALS_N)
         self.passes = {size: _Passes(len(self._blocks)) for size in kept}
         return kept
 
