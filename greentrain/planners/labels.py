@@ -113,7 +113,13 @@ def longer_labels(
 
 
 def undominated_labels(
-    labels: Labels, window: Window, head: Options, head_N: np.ndarray, *, by_energy: bool
+    labels: Labels,
+    window: Window,
+    head: Options,
+    head_N: np.ndarray,
+    *,
+    by_energy: bool,
+    check_time: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Rows of labels that no other label of the same layers and devices beats in everything that can matter.
 
@@ -123,6 +129,7 @@ def undominated_labels(
         head: The option of each label's first stage.
         head_N: Labels with different numbers here are not compared.
         by_energy: Whether joules matter.
+        check_time: Called now and then; may raise to end the search.
     """
     columns = [*(getattr(labels.pipe, name) for name in _PIPE_FIELDS)]
     columns += [head.sent_rows, head.taken_rows, head.copies, -np.minimum(labels.most_s, 1e300)]
@@ -135,7 +142,7 @@ def undominated_labels(
     inside_N = np.where(head.sharing > 0, head.sizes * len(SHARINGS) + head.sharing, 0)
     state_N = np.stack([labels.start, labels.used, head_N, inside_N.astype(np.int64)], axis=1)
     key_N = np.unique(state_N, axis=0, return_inverse=True)[1].reshape(-1)
-    return undominated_rows(key_N, np.stack(differing, axis=1))
+    return undominated_rows(key_N, np.stack(differing, axis=1), check_time)
 
 
 def _step(options: Options) -> Step:

@@ -5,7 +5,7 @@ Axis legend: O options, G places in a group (padded with −1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -100,7 +100,9 @@ def joined(found: Sequence[Options], places_n: int) -> Options:
     return Options(**{name: np.concatenate([getattr(options, name) for options in found]) for name in names})
 
 
-def undominated(options: Options, window: Window, *, by_energy: bool) -> Options:
+def undominated(
+    options: Options, window: Window, *, by_energy: bool, check_time: Callable[[], None] = lambda: None
+) -> Options:  # fmt: skip
     """Options that no other one of the same span, group and sharing beats in every term of a round of the window."""
     compared = ("forward_s", "backward_s", "both_s", "first_forward_s", "first_backward_s", "tail_s", "sent_rows",
                 "taken_rows", "copies", "air_s", "ring_port_s", "ring_air_s")  # fmt: skip
@@ -111,4 +113,4 @@ def undominated(options: Options, window: Window, *, by_energy: bool) -> Options
     key_O = options.span_O.astype(np.int64) * (int(options.group_O.max(initial=0)) + 1) + options.group_O
     # What a cut costs depends on the way to share, too.
     key_O = key_O * len(SHARINGS) + options.sharing.astype(np.int64)
-    return options.rows(undominated_rows(key_O, np.stack(columns, axis=1)))
+    return options.rows(undominated_rows(key_O, np.stack(columns, axis=1), check_time))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 __all__ = ["undominated_rows"]
 
 
-def undominated_rows(key_N: np.ndarray, coordinates_NC: np.ndarray) -> np.ndarray:
+def undominated_rows(
+    key_N: np.ndarray, coordinates_NC: np.ndarray, check_time: Callable[[], None] = lambda: None
+) -> np.ndarray:  # fmt: skip
     """Rows that no other row of the same key equals or beats in every coordinate, in rising order.
 
     Of equal rows the first stays. All keys are worked off at once, one undominated row of each per round:
@@ -16,12 +20,14 @@ def undominated_rows(key_N: np.ndarray, coordinates_NC: np.ndarray) -> np.ndarra
     Args:
         key_N: Group of each row.
         coordinates_NC: What is compared; less is better.
+        check_time: Called for each such row, as fronts of a hundred thousand rows take minutes; may raise.
     """
     order_N = np.lexsort((np.arange(len(key_N)), *coordinates_NC.T[::-1], key_N))
     key_N, coordinates_NC = key_N[order_N], coordinates_NC[order_N]
     left = np.arange(len(key_N))
     kept: list[np.ndarray] = []
     while len(left):
+        check_time()
         first = np.ones(len(left), dtype=bool)
         first[1:] = key_N[left[1:]] != key_N[left[:-1]]
         kept.append(left[first])

@@ -237,7 +237,7 @@ class OptionMaker:
             for rows in self._configurations(groups, budget_US):
                 check_time()
                 found += self._priced(rows, window, budget_US, fill_s_US, caps_TS, by_energy=by_energy, shares=shares)
-        return undominated(joined(found, self._widest_group), window, by_energy=by_energy)
+        return undominated(joined(found, self._widest_group), window, by_energy=by_energy, check_time=check_time)
 
     def _configurations(self, groups: np.ndarray, budget_US: np.ndarray) -> Iterator[StageRows]:
         """Spans × slots of the groups, in chunks."""

@@ -129,7 +129,12 @@ class WindowSearch:
         ]  # fmt: skip
         if len(options) == 1:
             return options[0]
-        return undominated(joined(options, options[0].slot_OG.shape[1]), window, by_energy=goal.by_energy)
+        return undominated(
+            joined(options, options[0].slot_OG.shape[1]),
+            window,
+            by_energy=goal.by_energy,
+            check_time=self.space.check_time,
+        )
 
     def _in_time(self, options: Options) -> Options:
         """The options that can end in this window."""
@@ -162,7 +167,10 @@ class WindowSearch:
         shape = np.zeros(len(labels), dtype=np.int64)
         if not space.types.uniform:
             shape = self._numbers(options)[labels.option]
-        return labels.rows(undominated_labels(labels, window, head, shape, by_energy=space.goal.by_energy))
+        kept = undominated_labels(
+            labels, window, head, shape, by_energy=space.goal.by_energy, check_time=space.check_time
+        )
+        return labels.rows(kept)
 
     def _in_reach(self, labels: Labels, free: np.ndarray, limit_s: float) -> np.ndarray:
         """Whether the layers before labels can be computed in time."""

@@ -72,16 +72,9 @@ def test_a_usual_round_is_the_median_without_the_first() -> None:
         lab.usual_round([*rows, _step(4, "a", 1.0, None)])
 
 
-def test_agreement_is_given_with_and_without_the_pace_of_the_machine() -> None:
-    rows = [ROW, msgspec.structs.replace(ROW, slower=1.25)]
-    assert rows[0].paced_step_error is None
-    assert rows[1].paced_step_error == pytest.approx(1.25 * 0.9 - 1)
-    assert rows[1].paced_energy_error == pytest.approx(1.25 * 1.1 - 1)
-    lines = agreement_table(rows).splitlines()
-    assert [line.split()[-3:] for line in lines[1:5]] == [
-        ["2", "10.0%", "-10.0%"], ["1", "12.5%", "+12.5%"], ["2", "10.0%", "+10.0%"], ["1", "37.5%", "+37.5%"],
-    ]  # fmt: skip
-    assert "-20%" in plans_table(rows[1:])
+def test_the_pace_of_the_machine_stands_beside_a_row() -> None:
+    assert "-20%" not in plans_table([ROW])
+    assert "-20%" in plans_table([msgspec.structs.replace(ROW, slower=1.25)])
 
 
 def test_the_pace_of_the_machine_is_some_milliseconds() -> None:

@@ -48,16 +48,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return self.predicted_j_per_sample / self.measured_j_per_sample - 1
 
     @property
-    def paced_step_error(self) -> float | None:
-        """The same, had the machine been as fast as while the nodes were measured."""
-        return None if self.slower is None else self.slower * self.predicted_step_s / self.measured_step_s - 1
-
-    @property
-    def paced_energy_error(self) -> float | None:
-        """The same of joules; waiting for the network does not hang on the pace, and is scaled with the rest."""
-        return None if self.slower is None else self.slower * (1 + self.energy_error) - 1
-
-    @property
     def case(self) -> tuple[str, str, str, str]:
         """Model, samples per round, and cluster."""
         return (self.model, str(self.batch), self.quotas, self.bandwidth)
@@ -90,9 +80,7 @@ def agreement_table(rows: Sequence[Row]) -> str:
     lines = [f"{'predicted against measured':28} {'plans':>5} {'median':>7} {'worst':>7}"]
     for title, found in (
         ("round time", [row.step_error for row in rows]),
-        ("  without the machine's pace", [row.paced_step_error for row in rows]),
         ("J/sample", [row.energy_error for row in rows]),
-        ("  without the machine's pace", [row.paced_energy_error for row in rows]),
         ("peak memory, worst device", [row.memory_error for row in rows]),
     ):
         errors = [error for error in found if error is not None]

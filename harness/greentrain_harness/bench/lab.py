@@ -5,8 +5,8 @@ Run as root: ``python -m greentrain_harness.bench.lab [--models digits-cnn] [--q
 measures every node, plans each model with several planners, trains each plan for some rounds, and takes the lab down.
 A round's seconds and joules are medians of the rounds after the first, in which connections and caches are new. Rows
 that the CSV file holds already are not run again. Joules are modelled from the nodes' real CPU time. A shared machine's
-own pace changes from minute to minute: how much slower a fixed piece of work ran around each training than around the
-measuring stands beside every row, and the agreement is given with and without it.
+own pace changes from minute to minute: how much faster a fixed piece of work ran around each training than around the
+measuring stands beside every row.
 """
 
 from __future__ import annotations
