@@ -50,7 +50,7 @@ def memory_bytes(stage: Stage, position: int, problem: Problem, micro_batch: int
     if stage.sharing == "samples":
         needed = _needs(layers, stage.in_flight, problem, entering_bytes)
         messages = 2 * (entering_bytes + stage.output_bytes)
-        return needed.whole_fixed_bytes + (needed.whole_row_bytes + messages) * rows
+        return ceil(needed.whole_fixed_bytes + (needed.whole_row_bytes + messages) * rows)
     return ceil(part_bytes(stage, rows, weight_part(stage, position), problem, micro_batch))
 
 
