@@ -75,7 +75,8 @@ def run() -> NoReturn:
     """The ``greentrain`` process: :func:`main`, and an end that no thread can spoil.
 
     A thread that gloo still holds aborts the process when it meets an interpreter that is being taken down, and a
-    finished run would look like a crash. So where there may be one, the process ends at once after its last words.
+    finished run would look like a crash. So where there may be one, the process ends at once after its last words. It
+    does so too where they cannot be written: the interpreter would try again, and end with a status of its own.
     """
     try:
         main()
@@ -83,13 +84,23 @@ def run() -> NoReturn:
         code = 0 if ended.code is None else ended.code
     else:
         code = 0
-    if "torch.distributed" not in sys.modules or not isinstance(code, int):
+    if not isinstance(code, int) or ("torch.distributed" not in sys.modules and _said()):
         sys.exit(code)
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage] - temporary folders and the like
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+    _said()
     os._exit(code)
+
+
+def _said() -> bool:
+    """Write out what was said; whether all of it could be."""
+    written = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # pyright: ignore[reportUnnecessaryComparison] - closed by the caller
+                stream.flush()
+        except (OSError, ValueError):
+            written = False
+    return written
 
 
 def main(argv: list[str] | None = None) -> None:

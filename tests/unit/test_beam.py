@@ -7,6 +7,7 @@ import pytest
 from problems import make_problem
 
 from greentrain.objective import Objective, Problem
+from greentrain.parallel.memory import PROCESS_BYTES
 from greentrain.planners import beam, exact
 from greentrain.planners.candidate import objective_value
 
@@ -20,7 +21,8 @@ def test_a_model_that_fits_no_single_device() -> None:
     free = _problem()
     smallest = msgspec.structs.replace(free, parallelism="single", micro_batches=free.micro_batches[:1])
     alone = min(exact.plan(smallest).estimate.peak_bytes.values())  # type: ignore[union-attr]
-    members = tuple(msgspec.structs.replace(device, memory_bytes=int(0.7 * alone)) for device in free.cluster.devices)
+    room = PROCESS_BYTES + int(0.7 * (alone - PROCESS_BYTES))
+    members = tuple(msgspec.structs.replace(device, memory_bytes=room) for device in free.cluster.devices)
     tight = msgspec.structs.replace(free, cluster=msgspec.structs.replace(free.cluster, devices=members))
     found = beam.plan(tight)
     assert len(found.devices) > 1

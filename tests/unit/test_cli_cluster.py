@@ -245,5 +245,5 @@ def test_show_prints_devices_and_links(folder: Path, capsys: pytest.CaptureFixtu
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert ["a", "jetson-nano-4gb", "modelled", "1.5 W", "10 W", "3 GiB", "planned only"] in cells
     assert ["b", "jetson-nano-4gb", "modelled", "1.5 W", "10 W", "3 GiB", "manual"] in cells
-    assert ["any two", "100 Mbit/s", "0 s", "unknown", "unknown", "switched"] in cells
-    assert ["a > b", "5 Mbit/s", "0 s", "unknown", "unknown", "switched"] in cells
+    assert ["any two", "100 Mbit/s", "0 s", "unknown", "unknown", "unknown", "switched"] in cells
+    assert ["a > b", "5 Mbit/s", "0 s", "unknown", "unknown", "unknown", "switched"] in cells

@@ -20,6 +20,7 @@ from greentrain.parallel.adapters import (
     owner_samples,
     redistribution,
 )
+from greentrain.parallel.memory import PROCESS_BYTES
 from greentrain.plan import Plan
 from greentrain.planners.two_phase import CachedPlan, CacheRoom, job_cost, plan_phases
 from greentrain.runtime.cache_stores import computed_samples
@@ -93,7 +94,9 @@ def test_a_cache_pays_from_the_epoch_that_is_said() -> None:
     # A slow disk and hardly any memory: filling is dear.
     small = msgspec.structs.replace(
         first.cluster,
-        devices=tuple(msgspec.structs.replace(device, memory_bytes=12_000_000) for device in first.cluster.devices),
+        devices=tuple(
+            msgspec.structs.replace(device, memory_bytes=PROCESS_BYTES + 12_000_000) for device in first.cluster.devices
+        ),
     )
     first, later = (msgspec.structs.replace(problem, cluster=small) for problem in (first, later))
     cache = room(100_000, bandwidth=3e8)
