@@ -142,16 +142,12 @@ class LedgerWriter:
     """Appends rows as a run goes, so that a killed run keeps what it wrote."""
 
     def __init__(self, path: Path) -> None:
+        # Whole with its header from the first moment: a report may read it, and a process may be killed, at any time.
+        write_csv(path, LEDGER_COLUMNS, ())
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: on a full disk nothing is left behind to be written again.
-            self._stream = path.open("wb", buffering=0)
+            self._stream = path.open("ab", buffering=0)
         self._path = path
-        try:
-            self._write([LEDGER_COLUMNS])
-        except BaseException:
-            self._stream.close()
-            raise
 
     def append(self, rows: Iterable[LedgerRow]) -> None:
         """Write rows and hand them to the operating system."""

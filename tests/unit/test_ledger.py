@@ -157,6 +157,21 @@ def test_a_row_is_on_disk_as_soon_as_it_is_appended(tmp_path: Path) -> None:
     writer.close()
 
 
+def test_a_ledger_is_never_seen_without_its_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def killed(source: str, target: Path) -> None:
+        assert read_ledger(Path(source)) == []
+        assert not target.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            LedgerWriter(tmp_path / "ledger.csv")
+    assert list(tmp_path.iterdir()) == []
+    LedgerWriter(tmp_path / "ledger.csv").close()
+    assert read_ledger(tmp_path / "ledger.csv") == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_sentence() -> None:
     with pytest.raises(RunError, match="the disk is full"):
