@@ -132,7 +132,7 @@ def measure_model(
     """Time a model's layers at the point that is set: the times and the files that were written."""
     from greentrain_harness.profilers.layers import profile_model, time_layers
 
-    say(f"Model {workload.name}: timing its layers, about {LAYER_SECONDS:g} s …", quiet=quiet)
+    say(f"Model {workload.name}: timing its layers, about {LAYER_SECONDS:g} s, on slow devices more …", quiet=quiet)
     model = profile_model(workload)
     if is_file_spec(name):
         # schedule and train load the user's own file again.

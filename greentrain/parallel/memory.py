@@ -16,10 +16,11 @@ from greentrain.sharing import is_split, kept_whole_bytes
 
 __all__ = ["PROCESS_BYTES", "memory_bytes", "most_bytes", "most_rows", "part_bytes", "row_bytes", "weight_part"]
 
-# What training takes beyond weights, gradients, optimizer state and stash, as measured in the process (glibc's
-# allocator) of 80 stages of 11 workloads, whole models and single layers: code, threads and buffers whatever the stage;
-# what the allocator keeps, in stashes of a micro-batch; gradients of activations, in stashes of the layer that keeps
-# most; a gradient before it is added and weights in the order of a kernel, in weights of the largest layer.
+# What training takes beyond weights, gradients, optimizer state and stash, with glibc's allocator: code, threads and
+# buffers of a worker whatever the stage; what the allocator keeps, in stashes of a micro-batch; gradients of
+# activations, in stashes of the layer that keeps most; a gradient before it is added and weights in the order of a
+# kernel, in weights of the largest layer. The first is rounded from workers of small models, the others are fitted to
+# peaks of processes that ran stages of ten workloads, from single layers to whole models.
 PROCESS_BYTES = 10_000_000
 _KEPT_STASH = 0.25
 _LAYER_STASH = 0.7

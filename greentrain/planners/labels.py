@@ -119,7 +119,7 @@ def undominated_labels(
     head_N: np.ndarray,
     *,
     by_energy: bool,
-    check_time: Callable[[], None] = lambda: None,
+    check_time: Callable[[], None],
 ) -> np.ndarray:
     """Rows of labels that no other label of the same layers and devices beats in everything that can matter.
 

@@ -101,7 +101,7 @@ def joined(found: Sequence[Options], places_n: int) -> Options:
 
 
 def undominated(
-    options: Options, window: Window, *, by_energy: bool, check_time: Callable[[], None] = lambda: None
+    options: Options, window: Window, *, by_energy: bool, check_time: Callable[[], None]
 ) -> Options:  # fmt: skip
     """Options that no other one of the same span, group and sharing beats in every term of a round of the window."""
     compared = ("forward_s", "backward_s", "both_s", "first_forward_s", "first_backward_s", "tail_s", "sent_rows",

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from greentrain.cluster_file import SSH_LAUNCH, DeviceEntry
 from greentrain.errors import RunError, UnavailableError
+from greentrain.files import write_bytes
 from greentrain.runtime.lifeline import LAUNCHED
 
 __all__ = ["Host", "fetch_run", "host_of", "remote_argv", "send_files"]
@@ -123,19 +124,20 @@ def fetch_run(host: Host, run: str, folder: Path) -> list[str]:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive.getmembers():
                 name = PurePosixPath(member.name)
-                if member.isfile() and not (folder / name).exists():
-                    _check_inside(member, folder)
-                    archive.extract(member, folder)
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is not None and not (folder / name).exists():
+                    _check_inside(name, folder)
+                    write_bytes(folder / name, content.read())
                     came.append(str(name))
     except (tarfile.TarError, OSError) as error:
         raise RunError(f"the run's files from {host.target} cannot be kept ({error}).") from error
     return came
 
 
-def _check_inside(member: tarfile.TarInfo, folder: Path) -> None:
-    """Refuse what would leave the folder: Python before 3.10.12 and 3.11.4 has no filters for that."""
-    if not (folder / member.name).resolve().is_relative_to(folder.resolve()):
-        raise tarfile.TarError(f"{member.name!r} lies outside of the run's folder")
+def _check_inside(name: PurePosixPath, folder: Path) -> None:
+    """Refuse what would leave the folder; tar's own filters came with Python 3.10.12 and 3.11.4."""
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise tarfile.TarError(f"{str(name)!r} lies outside of the run's folder")
 
 
 def _run(host: Host, command: str, data: bytes) -> bytes:

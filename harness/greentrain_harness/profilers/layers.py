@@ -166,13 +166,14 @@ def time_layers(
     wished = tuple(sorted(set(batches or (size for size in DEFAULT_BATCHES if size <= workload.batch))))
     require(all(size >= 1 for size in wished), f"batch sizes {wished} must be at least 1")
     bench = _Bench(workload, wall, cpu)
-    kept = bench.warm_up(wished, seconds_budget)
+    most_s = max(seconds_budget, _MOST_SECONDS)
+    kept = bench.warm_up(wished, most_s)
     bench.spend(seconds_budget)
     left_out = [size for size in wished if size not in kept]
     note = f"times by monotonic clock; {torch.get_num_threads()} threads"
     if left_out:
         sizes = ", ".join(str(size) for size in left_out)
-        note += f"; batch sizes {sizes} left out, they do not fit {max(seconds_budget, _MOST_SECONDS):g} s"
+        note += f"; batch sizes {sizes} left out, they do not fit {most_s:g} s"
     forward_BL = [bench.passes[size].forward_s_L() for size in kept]
     backward_BL = [bench.passes[size].backward_s_L() for size in kept]
     return LayerTimes(
@@ -273,9 +274,8 @@ class _Bench:
         self.passes: dict[int, _Passes] = {}
         self._updates = _Passes(len(self._blocks))
 
-    def warm_up(self, sizes: Sequence[int], seconds_budget: float) -> tuple[int, ...]:
+    def warm_up(self, sizes: Sequence[int], most_s: float) -> tuple[int, ...]:
         """Run the sizes from small to large while a pass of the next fits each trial; keep those that fit together."""
-        most_s = max(seconds_budget, _MOST_SECONDS)
         pass_s: dict[int, float] = {}
         before = 0
         for size in sizes:

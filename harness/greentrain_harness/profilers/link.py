@@ -217,7 +217,7 @@ def _bandwidth(connection: socket.socket, kind: bytes, seconds: float, round_tri
         duration_s, more_s = _transfer_s(connection, kind, size)
         moved, cpu_s = moved + size, cpu_s + more_s
     trials = [_transfer_s(connection, kind, size) for _ in range(_TRIALS - 1)]
-    best_s = min(duration_s, *(trial_s for trial_s, _ in trials))
+    best_s = min(duration_s, *(took_s for took_s, _ in trials))
     # The request and its answer cross the link once each.
     return _Moved(
         bytes_per_s=size / max(best_s - round_trip_s, best_s * 0.1),
