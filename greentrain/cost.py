@@ -21,7 +21,14 @@ from typing import NamedTuple
 from greentrain.cluster import Cluster
 from greentrain.device import Device
 from greentrain.objective import Objective, Problem
-from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_bytes, gradient_sum_s
+from greentrain.parallel.data import (
+    exposed_sum_s,
+    gradient_sum_air_s,
+    gradient_sum_busy_s,
+    gradient_sum_bytes,
+    gradient_sum_s,
+    gradient_sum_wire_s,
+)
 from greentrain.parallel.memory import memory_bytes, most_rows, weight_part
 from greentrain.parallel.network import Handled, handled_bytes, handling_s
 from greentrain.parallel.pipeline import Step, Transfer, held, round_s, transfer
@@ -76,7 +83,7 @@ class StagePrice(NamedTuple):
         first_backward_s: Fastest device's backward seconds.
         busy_s: Computing seconds of each device, per micro-batch.
         update_s: Slowest device's optimizer seconds per round.
-        sum_s: Seconds of the gradient sum per round.
+        sum_s: Seconds of the gradient sum per round that the last backward does not hide.
     """
 
     forward_s: float
@@ -229,7 +236,6 @@ def estimate(plan: Plan, problem: Problem, *, tables: CostTables | None = None) 
 
 def stage_price(stage: Stage, tables: CostTables, micro_batch: int) -> StagePrice:
     """A stage's own price, independent of its neighbours."""
-    cluster = tables.problem.cluster
     own_s = [device_compute_s(stage, position, tables, micro_batch) for position in range(len(stage.devices))]
     update_s = max(device_update_s(stage, position, tables) for position in range(len(stage.devices)))
     if stage.sharing == "samples":
@@ -243,16 +249,43 @@ def stage_price(stage: Stage, tables: CostTables, micro_batch: int) -> StagePric
         backward_s = _ring_pass_s(stage, tables, micro_batch, "backward") + max(seconds for _, seconds in network_s)
         both_s = forward_s + backward_s
         first_s = [forward_s, backward_s]
-    sum_s = gradient_sum_s(cluster, stage.devices, stage.sum_bytes)
+    sum_s = _sum_s(stage, tables, micro_batch)
     busy_s = tuple(sum(seconds) for seconds in own_s)
     return StagePrice(forward_s, backward_s, both_s, first_s[0], first_s[1], busy_s, update_s, sum_s)
 
 
+def _sum_s(stage: Stage, tables: CostTables, micro_batch: int) -> float:
+    """Seconds of a stage's gradient sum behind its last backward.
+
+    Only the first stage sums during its backward: elsewhere a gradient that goes back would wait behind the sum. On a
+    shared medium the sum would wait for what the other stages send.
+    """
+    cluster, devices = tables.problem.cluster, stage.devices
+    whole_s = gradient_sum_s(cluster, devices, stage.sum_bytes)
+    air_s = gradient_sum_air_s(cluster, devices, stage.sum_bytes)
+    if stage.start > 0 or stage.sharing != "samples" or whole_s == 0 or air_s > 0:
+        return whole_s
+    sizes = itertools.accumulate(layer.param_bytes for layer in tables.problem.model.layers[: stage.stop])
+    ready_s_L = (
+        max(_layers_s(stage, position, tables, micro_batch, layer)[1] for position in range(len(devices)))
+        for layer in range(stage.stop)
+    )
+    return exposed_sum_s(
+        ready_s_L, (gradient_sum_wire_s(cluster, devices, size) for size in sizes),
+        gradient_sum_busy_s(cluster, devices, stage.sum_bytes),
+    )  # fmt: skip
+
+
 def device_compute_s(stage: Stage, position: int, tables: CostTables, micro_batch: int) -> tuple[float, float]:
     """Forward and backward seconds in which a device of a stage computes, per micro-batch."""
+    return _layers_s(stage, position, tables, micro_batch, stage.start)
+
+
+def _layers_s(stage: Stage, position: int, tables: CostTables, micro_batch: int, first: int) -> tuple[float, float]:
+    """The same from some layer of the stage on."""
     device = tables.problem.cluster.device(stage.devices[position])
     return tables.shared_s(
-        device, stage.points[position], stage.start, stage.stop, sharing=stage.sharing,
+        device, stage.points[position], first, stage.stop, sharing=stage.sharing,
         rows=stage.work_rows(position, micro_batch), micro_batch=micro_batch,
     )  # fmt: skip
 

@@ -3,9 +3,9 @@
 Every device executes its list in order. A send is handed to the network and does not wait; a message
 occupies the sender's way out and then, from its first byte on, the receiver's way in for bytes / bandwidth
 each, or the shared medium once, and arrives one latency later. A way serves the messages between different
-pairs of devices in turn; both directions of a port go on at once. A receive waits for its message; a gradient
-sum waits for the whole group and occupies its ports or the medium, as do the rings of a group that shares
-work inside a sample, whose passes begin and end together.
+pairs of devices in turn; both directions of a port go on at once. A receive waits for its message; what a last
+backward does not hide of a gradient sum waits for the whole group, and the sum occupies its ports or the medium, as do
+the rings of a group that shares work inside a sample, whose passes begin and end together.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from greentrain.cost import (
 from greentrain.errors import UsageError
 from greentrain.ledger import ACTION_CAUSES, LedgerRow, totals_j
 from greentrain.objective import Problem
-from greentrain.parallel.data import gradient_sum_bytes, gradient_sum_s
+from greentrain.parallel.data import gradient_sum_bytes
 from greentrain.parallel.rows import row_parts
 from greentrain.parallel.tensor_sequence import ring_loads_s, ring_part_bytes
 from greentrain.plan import Estimate, Plan
@@ -148,11 +148,6 @@ class _Network:
             return None
         return max(now_s, *(self._free_s[way] for way in self._ways(devices)))
 
-    def begin_sum(self, devices: Sequence[str], param_bytes: int, start_s: float) -> float:
-        """Occupy the group's ports or media; returns the sum's seconds."""
-        self.occupy(devices, gradient_sum_bytes(len(devices), param_bytes), start_s)
-        return gradient_sum_s(self.cluster, devices, param_bytes)
-
     def occupy(self, devices: Sequence[str], part_bytes: float, start_s: float) -> None:
         """Send so many bytes from each device of a group to the next one."""
         port_s, air_s = ring_loads_s(self.cluster, devices, part_bytes)
@@ -258,7 +253,8 @@ class _Clock:
         if group not in self._together:
             stage, price = self.plan.stages[action.stage], self._prices[action.stage]
             if action.kind == "AR":
-                duration_s = self._network.begin_sum(stage.devices, action.bytes, start_s)
+                duration_s = price.sum_s
+                self._network.occupy(stage.devices, gradient_sum_bytes(len(stage.devices), action.bytes), start_s)
             else:
                 forward = action.kind == "F"
                 duration_s = price.forward_s if forward else price.backward_s

@@ -6,13 +6,15 @@ means would be wrong for uneven shares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from greentrain.cluster import Cluster
+from greentrain.parallel.pipeline import largest
 
 __all__ = [
     "allocate_shares",
     "equal_shares",
+    "exposed_sum_s",
     "gradient_sum_air_s",
     "gradient_sum_busy_s",
     "gradient_sum_bytes",
@@ -44,6 +46,26 @@ def gradient_sum_bytes(group_n: int, param_bytes: int) -> float:
 def gradient_sum_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:
     """Seconds of the ring AllReduce of a group's gradients: those of the wire, or of the busiest processor."""
     return max(gradient_sum_wire_s(cluster, devices, param_bytes), gradient_sum_busy_s(cluster, devices, param_bytes))
+
+
+def exposed_sum_s(ready_s_L: Iterable[float], wire_s_L: Iterable[float], busy_s: float) -> float:
+    """Seconds of a gradient sum that its group's last backward does not hide.
+
+    A layer's gradients leave once its backward and all behind it are done on every device, so those of the first
+    layers are never hidden. The processor's part is not either: it competes with the backward. Figures may be arrays of
+    one shape, one entry per candidate.
+
+    Args:
+        ready_s_L: The slowest device's backward seconds of a micro-batch through a layer and all behind it.
+        wire_s_L: Seconds for which the gradients of a layer and all before it occupy the wire.
+        busy_s: Seconds of the busiest processor.
+    """
+    both_L = iter(zip(ready_s_L, wire_s_L, strict=True))
+    backward_s, wire_s = next(both_L)
+    end_s = backward_s + wire_s
+    for ready_s, wire_s in both_L:
+        end_s = largest(end_s, ready_s + wire_s)
+    return largest(end_s - backward_s, busy_s)
 
 
 def gradient_sum_busy_s(cluster: Cluster, devices: Sequence[str], param_bytes: int) -> float:

@@ -381,8 +381,12 @@ class _Search:
         start_S, stop_S = start_S[keep_S], stop_S[keep_S]
         bounds = self._bounds
         own_s_L = bounds.group_s_L(first, last)
+        own_s_S = own_s_L[stop_S] - own_s_L[start_S]
         sum_s_S, _ = self.runs.sum_s(first, last, start_S, stop_S)
-        least_s_S = np.maximum(own_s_L[stop_S] - own_s_L[start_S] + sum_s_S, bounds.head_s_IL[first, start_S])
+        # The first stage's last backward may hide it.
+        early_part = 1 - (first == 0) / self.runs.micro_batches_n
+        ends_s_S = np.maximum(own_s_S, own_s_S * early_part + sum_s_S)
+        least_s_S = np.maximum(ends_s_S, bounds.head_s_IL[first, start_S])
         keep_S = np.maximum(least_s_S, bounds.tail_s_IL[last, stop_S]) < self.limit_s
         return start_S[keep_S], stop_S[keep_S]
 

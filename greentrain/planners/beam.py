@@ -39,7 +39,7 @@ _MOST_VECTORS = 200
 _FASTEST = ("asteroid",)
 _BASELINES = ("data", "data-equal", "asteroid", "dapple")
 # Parts of the time until which sets of devices are searched, the bound is looked for, and plain planners may begin.
-_SEARCH_UNTIL, _BOUND_UNTIL, _BEGIN_UNTIL = 0.6, 0.95, 0.7
+_SEARCH_UNTIL, _BOUND_UNTIL, _BEGIN_UNTIL = 0.6, 0.95, 0.55
 # Rounds between the fastest plan and the leanest one for which a frontier looks for the leanest plan.
 _FRONTIER_STEPS_N = 6
 

@@ -15,7 +15,7 @@ import numpy as np
 from greentrain.cost import CostTables, most_rows
 from greentrain.device import Device
 from greentrain.objective import Problem
-from greentrain.parallel.data import gradient_sum_bytes
+from greentrain.parallel.data import exposed_sum_s, gradient_sum_bytes
 from greentrain.parallel.pipeline import Step, Transfer
 
 _Rows = TypeVar("_Rows", bound="tuple[object, ...]")
@@ -155,6 +155,16 @@ class DeviceRuns:
         forward_s_GS = self.forward_s_TLR[kinds_G1, high, shares_GS] - self.forward_s_TLR[kinds_G1, low, shares_GS]
         backward_s_GS = self.backward_s_TLR[kinds_G1, high, shares_GS] - self.backward_s_TLR[kinds_G1, low, shares_GS]
         sum_s, air_s = self.sum_s(first, last, low, high)
+        if first == 0 and len(low) and not air_s.any():
+            # The first stage sums during its last backward.
+            whole_s_GS = self.backward_s_TLR[kinds_G1, high, shares_GS]
+            ready_s_L: list[Any] = []
+            wires_s_L: list[Any] = []
+            for layer in range(int(high.max())):
+                before_s_GS = self.backward_s_TLR[kinds_G1, np.minimum(layer, high), shares_GS]
+                ready_s_L.append((whole_s_GS - before_s_GS).max(axis=0))
+                wires_s_L.append(self.sum_s(first, last, low, np.minimum(layer + 1, high))[0])
+            sum_s = np.minimum(sum_s, exposed_sum_s(ready_s_L, wires_s_L, 0.0))
         figures: list[Any] = [
             forward_s_GS.max(axis=0),
             backward_s_GS.max(axis=0),
@@ -198,7 +208,7 @@ class DeviceRuns:
         return self._limits[key]
 
     def sum_s(self, first: int, last: int, start_S: np.ndarray, stop_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of the group's gradient sums, and of those on a shared medium."""
+        """Seconds of the group's gradient sums, hidden or not, and of those on a shared medium."""
         group_n = last - first
         param_bytes_S = self._params_L[stop_S] - self._params_L[start_S]
         if group_n == 1:

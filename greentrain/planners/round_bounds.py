@@ -37,13 +37,15 @@ class StageSeconds(NamedTuple):
 
     Attributes:
         both_s: Forward and backward.
-        tail_s: Gradient sum and update.
+        tail_s: Gradient sum and update behind the last backward.
+        whole_tail_s: The same behind the last forward: all of the sum.
         forward_part: The forward's least part of both, of any stage.
         longer_part_S: Least part of the longer one of both, of each span.
     """
 
     both_s: np.ndarray
     tail_s: np.ndarray
+    whole_tail_s: np.ndarray
     forward_part: float
     longer_part_S: np.ndarray
 
@@ -57,7 +59,7 @@ class _Stages(NamedTuple):
         start: First layer.
         stop: One past the last.
         both_s: Forward and backward seconds.
-        ends_s: All micro-batches, the gradient sum and the update.
+        ends_s: All micro-batches, and what follows of the gradient sum and the update.
         alone: Whether the group is one device.
         last: Whether nothing is behind.
         phase_s: The longer one of forward and backward, or the cut behind, whichever takes longer.
@@ -203,7 +205,10 @@ class RoundBounds:
         flows_in, flows_out = (down_L[start] * in_s, up_L[stop] * in_s), (up_L[start] * out_s, down_L[stop] * out_s)
         return _Stages(
             group=group, class_=self.class_U[group], start=start, stop=stop, both_s=both_s,
-            ends_s=spans.micro_batches_n * both_s + seconds.tail_s[group, span],
+            ends_s=np.maximum(
+                spans.micro_batches_n * both_s + seconds.tail_s[group, span],
+                (spans.micro_batches_n - 1 + seconds.forward_part) * both_s + seconds.whole_tail_s[group, span],
+            ),
             alone=self.counts_UT.sum(axis=1)[group] == 1,
             last=stop == len(down_L) - 1,
             phase_s=np.maximum(seconds.longer_part_S[span] * both_s, behind_s),

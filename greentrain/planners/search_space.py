@@ -255,7 +255,8 @@ def _stage_seconds(makers: Sequence[OptionMaker], open_US: np.ndarray) -> StageS
     return StageSeconds(
         both_s=both_s,
         tail_s=np.min([maker.least_tail_s_US for maker in makers], axis=0),
-        forward_part=min(float(part.min()) for part in forward_parts),
+        whole_tail_s=np.min([maker.whole_tail_s_US for maker in makers], axis=0),
+        forward_part=min(maker.forward_part for maker in makers),
         longer_part_S=np.min([np.maximum(part, 1 - part).min(axis=(0, 2)) for part in forward_parts], axis=0),
     )
 

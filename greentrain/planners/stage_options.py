@@ -21,7 +21,13 @@ import numpy as np
 from greentrain.cluster import Cluster
 from greentrain.cost import inside_energy_j
 from greentrain.objective import Problem
-from greentrain.parallel.data import gradient_sum_air_s, gradient_sum_busy_s, gradient_sum_bytes, gradient_sum_wire_s
+from greentrain.parallel.data import (
+    exposed_sum_s,
+    gradient_sum_air_s,
+    gradient_sum_busy_s,
+    gradient_sum_bytes,
+    gradient_sum_wire_s,
+)
 from greentrain.parallel.tensor_sequence import layer_pass_s, ring_loads_s, ring_part_bytes, rings_s
 from greentrain.planners.device_types import DeviceTypes
 from greentrain.planners.options import SHARINGS, Options, Shares, Window, joined, undominated
@@ -80,7 +86,7 @@ class OptionMaker:
         names = self._names(group)
         sums_S = spans.sum_bytes_S.astype(np.float64)
         if len(names) < 2:
-            return _GroupSum(*np.zeros((5, len(sums_S))))
+            return _GroupSum(*np.zeros((len(_GroupSum._fields), len(sums_S))))
 
         def affine(seconds_of: Callable[[Cluster, Sequence[str], int], float]) -> np.ndarray:
             one_s, two_s = seconds_of(cluster, names, 1_000_000), seconds_of(cluster, names, 2_000_000)
@@ -90,9 +96,17 @@ class OptionMaker:
         rings_S = self._ring_bytes_S(len(names))
         moved_S = gradient_sum_bytes(len(names), 1_000_000) * sums_S / 1e6 + spans.micro_batches_n * rings_S
         port_s, air_s = ring_loads_s(cluster, names, 1.0)
+        wire_s_S, busy_s_S = affine(gradient_sum_wire_s), gradient_sum_busy_s(cluster, names, 1) * sums_S
+        sum_air_s_S = affine(gradient_sum_air_s)
+        # What the first stage sums of the first layer comes last; see exposed_sum_s.
+        hidden_S = (spans.start_S == 0) & (sum_air_s_S == 0) & (spans.sharing == "samples")
+        last_s_S = np.where(hidden_S, wire_s_S[spans.span_LL[0, 1]], wire_s_S)
         return _GroupSum(
-            np.maximum(affine(gradient_sum_wire_s), gradient_sum_busy_s(cluster, names, 1) * sums_S),
-            affine(gradient_sum_air_s),
+            np.maximum(wire_s_S, busy_s_S),
+            np.maximum(last_s_S, busy_s_S),
+            wire_s_S,
+            busy_s_S,
+            sum_air_s_S,
             per_byte_j * moved_S,
             port_s * rings_S,
             air_s * rings_S,
@@ -164,9 +178,25 @@ class OptionMaker:
 
     @cached_property
     def least_tail_s_US(self) -> np.ndarray:
-        """Least seconds of the gradient sum and the update of every stage."""
-        update_s_S = self.spans.update_s_PSR[:, :, 1:].min(axis=(0, 2))
-        return np.stack([self.group_sum(group).seconds_S + update_s_S for group in range(len(self.counts_UT))])
+        """Least seconds of the gradient sum and the update of every stage, behind its last backward."""
+        return np.stack([self.group_sum(group).exposed_s_S for group in range(len(self.counts_UT))]) + self._update_s_S
+
+    @cached_property
+    def whole_tail_s_US(self) -> np.ndarray:
+        """The same with all of the gradient sum: behind the stage's last forward."""
+        return np.stack([self.group_sum(group).seconds_S for group in range(len(self.counts_UT))]) + self._update_s_S
+
+    @cached_property
+    def _update_s_S(self) -> Any:
+        return self.spans.update_s_PSR[:, :, 1:].min(axis=(0, 2))
+
+    @cached_property
+    def forward_part(self) -> float:
+        """The forward's least part of a device's forward and backward, over any layers."""
+        forward_s_PSR, backward_s_PSR = self.spans.forward_s_PSR[:, :, 1:], self.spans.backward_s_PSR[:, :, 1:]
+        both_s_PSR = forward_s_PSR + backward_s_PSR
+        parts_PSR = np.divide(forward_s_PSR, both_s_PSR, where=both_s_PSR > 0, out=np.full_like(both_s_PSR, 0.5))
+        return float(parts_PSR.min())
 
     def least_j_US(self, window: Window, fill_s_S: np.ndarray) -> np.ndarray:
         """A bound on the joules of every stage in a round of the window: no plan's stage costs less.
@@ -187,8 +217,8 @@ class OptionMaker:
         for size in range(self.least_group_n, min(int(sizes_U.max()), self.spans.units) + 1):
             groups = np.flatnonzero(sizes_U == size)
             sums = [self.group_sum(int(group)) for group in groups]
-            fastest_sum_S = np.min([own.seconds_S for own in sums], axis=0)
-            cost_TRS = devices.least_TRS(window.high_s, fastest_sum_S)
+            exposed_s_S, whole_s_S = np.min([(own.exposed_s_S, own.seconds_S) for own in sums], axis=0)
+            cost_TRS = devices.least_TRS(window.high_s, exposed_s_S, whole_s_S)
             if len(cost_TRS) == 1 and size > _MOST_CONVOLVED:
                 least = iter([least_of_many(size, cost_TRS[0])])
             else:
@@ -208,8 +238,10 @@ class OptionMaker:
         wait_j_P = np.minimum(spans.more_w_P * window.low_s, spans.more_w_P * window.high_s)
         cost_PSR = np.where(in_time_PSR & in_memory_PSR, self._busy_j_PSR + wait_j_P[:, None, None], np.inf)
         cost_PSR[:, :, 0] = np.inf
+        early_part = (spans.micro_batches_n - 1 + self.forward_part) / spans.micro_batches_n
         return _DeviceJoules(
             own_s_PRS=np.ascontiguousarray((passes_s_PSR + spans.update_s_PSR).transpose(0, 2, 1)),
+            early_s_PRS=np.ascontiguousarray((early_part * passes_s_PSR + spans.update_s_PSR).transpose(0, 2, 1)),
             cost_j_PRS=np.ascontiguousarray(cost_PSR.transpose(0, 2, 1)),
             slots=tuple(spans.slots_of(index) for index in range(len(self.types.device_T))),
         )
@@ -300,8 +332,12 @@ class OptionMaker:
         own_N = self._group_terms(rows)
         update_s_N = spans.update_s_PSR[rows.slot_NG, rows.span_N[:, None], 1].max(axis=1)
         wait_w_N = spans.more_w_P[rows.slot_NG].sum(axis=1)
-        beside_s_N = np.maximum(own_N.seconds_S + update_s_N, fill_s_US[rows.group_N, rows.span_N])
+        beside_s_N = np.maximum(own_N.exposed_s_S + update_s_N, fill_s_US[rows.group_N, rows.span_N])
         limit_s_N = (window.high_s - beside_s_N) / spans.micro_batches_n
+        # All of the sum follows the last forward.
+        early_n = spans.micro_batches_n - 1 + self.forward_part
+        if early_n > 0:
+            limit_s_N = np.minimum(limit_s_N, (window.high_s - own_N.seconds_S - update_s_N) / early_n * _LOOSER)
         spare_j_N = budget_US[rows.group_N, rows.span_N] - own_N.joules_S
         spare_j_N -= np.minimum(wait_w_N * window.low_s, wait_w_N * window.high_s)
         cap_NG = caps_TS[spans.type_P[rows.slot_NG], rows.span_N[:, None]]
@@ -334,7 +370,7 @@ class OptionMaker:
                 both_s=passes.both_s,
                 first_forward_s=passes.first_forward_s,
                 first_backward_s=passes.first_backward_s,
-                tail_s=own_N.seconds_S + spans.update_s_PSR[own_NG].max(axis=1),
+                tail_s=self._sum_s(rows, units_NG, own_N) + spans.update_s_PSR[own_NG].max(axis=1),
                 busy_j=self._busy_j_PSR[own_NG].sum(axis=1) + own_N.joules_S,
                 wait_w=spans.more_w_P[rows.slot_NG].sum(axis=1),
                 most_s=self._most_s(rows, units_NG, own_N.joules_S),
@@ -394,6 +430,29 @@ class OptionMaker:
         forward_s = both_s_2N[0] + spans.network_forward_s_PSR[own_NG].max(axis=1)
         backward_s = both_s_2N[1] + spans.network_backward_s_PSR[own_NG].max(axis=1)
         return _Passes(forward_s, backward_s, forward_s + backward_s, forward_s, backward_s)
+
+    def _sum_s(self, rows: StageRows, units_NG: np.ndarray, own_N: _GroupSum) -> np.ndarray:
+        """Seconds of the groups' gradient sums that their last backward does not hide; see ``exposed_sum_s``."""
+        seconds_N = own_N.seconds_S.copy()
+        hidden_N = np.flatnonzero(own_N.exposed_s_S < seconds_N)
+        if len(hidden_N) == 0:
+            return seconds_N
+        spans = self.spans
+        stop_N = spans.stop_S[rows.span_N[hidden_N]]
+        slot_NG, unit_NG = rows.slot_NG[hidden_N], units_NG[hidden_N]
+        groups, place_N = np.unique(rows.group_N[hidden_N], return_inverse=True)
+        wire_s_UL = np.stack([self.group_sum(int(group)).wire_s_S[spans.span_LL[0, 1:]] for group in groups])
+
+        ready_s_L: list[Any] = []
+        wires_s_L: list[Any] = []
+        for layer in range(int(stop_N.max())):
+            behind_N = spans.span_LL[layer, np.maximum(stop_N, layer + 1)]
+            ready_s_N = spans.backward_s_PSR[slot_NG, behind_N[:, None], unit_NG].max(axis=1)
+            # Layers behind the stage take none of its backward.
+            ready_s_L.append(np.where(stop_N > layer, ready_s_N, 0.0))
+            wires_s_L.append(wire_s_UL[place_N, np.minimum(layer, stop_N - 1)])
+        seconds_N[hidden_N] = exposed_sum_s(ready_s_L, wires_s_L, cast("float", own_N.busy_s_S[hidden_N]))
+        return seconds_N
 
     def _known_prefix_s(self, kinds_K: np.ndarray) -> np.ndarray:
         """As :meth:`_ring_prefix_s`, every kind priced once."""
@@ -486,9 +545,23 @@ class _Passes(NamedTuple):
 
 
 class _GroupSum(NamedTuple):
-    """What a group sends inside, per span: its gradient sum per round and its rings per micro-batch."""
+    """What a group sends inside, per span: its gradient sum per round and its rings per micro-batch.
+
+    Attributes:
+        seconds_S: Seconds of the sum.
+        exposed_s_S: Those that no backward can hide.
+        wire_s_S: For which it occupies the wire.
+        busy_s_S: For which it occupies the busiest processor.
+        air_s_S: For which it occupies a shared medium.
+        joules_S: Of the sum and of a round's rings.
+        ring_port_s_S: For which the rings occupy each port.
+        ring_air_s_S: For which they occupy a shared medium.
+    """
 
     seconds_S: np.ndarray
+    exposed_s_S: np.ndarray
+    wire_s_S: np.ndarray
+    busy_s_S: np.ndarray
     air_s_S: np.ndarray
     joules_S: np.ndarray
     ring_port_s_S: np.ndarray
@@ -500,17 +573,21 @@ class _DeviceJoules(NamedTuple):
 
     Attributes:
         own_s_PRS: Seconds of the passes and the update.
+        early_s_PRS: The same without the last backward.
         cost_j_PRS: Joules; infinite where the part is not possible.
         slots: Operating points of each type.
     """
 
     own_s_PRS: np.ndarray
+    early_s_PRS: np.ndarray
     cost_j_PRS: np.ndarray
     slots: tuple[list[int], ...]
 
-    def least_TRS(self, high_s: float, sum_s_S: np.ndarray) -> np.ndarray:
+    def least_TRS(self, high_s: float, exposed_s_S: np.ndarray, whole_s_S: np.ndarray) -> np.ndarray:
         """Least joules of one device of each type whose gradient sum ends in time, shape (T, R, S)."""
-        possible_PRS = np.where(self.own_s_PRS + sum_s_S <= high_s * _LOOSER, self.cost_j_PRS, np.inf)
+        in_time_PRS = self.own_s_PRS + exposed_s_S <= high_s * _LOOSER
+        in_time_PRS &= self.early_s_PRS + whole_s_S <= high_s * _LOOSER
+        possible_PRS = np.where(in_time_PRS, self.cost_j_PRS, np.inf)
         return np.stack([possible_PRS[slots].min(axis=0, initial=np.inf) for slots in self.slots])
 
 

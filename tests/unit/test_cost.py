@@ -11,10 +11,20 @@ from hypothesis import strategies as st
 from problems import make_problem, plan_of, random_plan, with_random_network
 
 from greentrain.cluster import Link, Medium
-from greentrain.cost import CostTables, boundary_transfer, estimate, memory_bytes, most_rows, stage_traffic
+from greentrain.cost import (
+    CostTables,
+    boundary_transfer,
+    device_compute_s,
+    estimate,
+    memory_bytes,
+    most_rows,
+    stage_price,
+    stage_traffic,
+)
 from greentrain.objective import Objective, Problem
 from greentrain.parallel.data import (
     allocate_shares,
+    exposed_sum_s,
     gradient_sum_air_s,
     gradient_sum_bytes,
     gradient_sum_s,
@@ -281,6 +291,43 @@ def test_most_rows_is_exactly_what_fits(seed: int, start: int, length: int, in_f
     assert needed_bytes(rows + 1) > memory
     if rows > 0:
         assert needed_bytes(rows) <= memory
+
+
+_HIDDEN = st.lists(st.tuples(_SECONDS, st.lists(_SECONDS, min_size=2, max_size=2)), min_size=1, max_size=6)
+
+
+@given(layers=_HIDDEN, busy_s=_SECONDS)
+def test_what_a_backward_hides_of_a_sum(layers: list[tuple[float, list[float]]], busy_s: float) -> None:
+    """Against a clock: layers end from the last to the first, the wire takes their gradients one after another."""
+    wire_s_L = np.cumsum([wire_s for wire_s, _ in layers]).tolist()
+    backward_s_DL = np.cumsum([own_s_D for _, own_s_D in reversed(layers)], axis=0)[::-1].T.tolist()
+    free_s, ready_s_D = 0.0, [0.0, 0.0]
+    for wire_s, own_s_D in reversed(layers):
+        ready_s_D = [ready_s + own_s for ready_s, own_s in zip(ready_s_D, own_s_D, strict=True)]
+        free_s = max(free_s, *ready_s_D) + wire_s
+    expected_s = max(free_s - max(ready_s_D), busy_s)
+    ready_s_L = [max(seconds) for seconds in zip(*backward_s_DL, strict=True)]
+    assert exposed_sum_s(ready_s_L, wire_s_L, busy_s) == pytest.approx(expected_s, abs=1e-9)
+
+
+def test_only_the_first_stage_hides_its_sum_and_only_on_a_switched_network() -> None:
+    problem = make_problem(2, devices=4)
+    tables = CostTables(problem)
+    halves = ((2, 2), ("p0", "p0"))
+    first, second = plan_of(problem, 4, [Part(0, 2, ("d0", "d1"), *halves), Part(2, 4, ("d2", "d3"), *halves)]).stages
+    for stage, hidden in ((first, True), (second, False)):
+        price = stage_price(stage, tables, 4)
+        whole_s = gradient_sum_s(problem.cluster, stage.devices, stage.sum_bytes)
+        backward_s = max(device_compute_s(stage, position, tables, 4)[1] for position in (0, 1))
+        assert (price.sum_s < whole_s) == hidden
+        assert price.sum_s >= whole_s - backward_s
+    air = msgspec.structs.replace(problem.cluster.default_link, medium="air")
+    wireless = msgspec.structs.replace(
+        problem.cluster, default_link=air, links=(), media=(Medium(name="air", bandwidth_bytes_per_s=1e6),)
+    )
+    on_air = msgspec.structs.replace(problem, cluster=wireless)
+    expected_s = gradient_sum_s(wireless, first.devices, first.sum_bytes)
+    assert stage_price(first, CostTables(on_air), 4).sum_s == expected_s
 
 
 def test_a_gradient_sum_needs_no_room_of_its_own() -> None:
