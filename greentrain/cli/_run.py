@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RunOptions",
-    "check_checkpoints",
     "check_network",
     "check_processors",
     "check_run_name",
@@ -43,7 +42,6 @@ __all__ = [
     "launch_run",
     "runnable_entry",
     "stopped_by_signals",
-    "whole_layers",
     "worker_commands",
 ]
 
@@ -95,7 +93,6 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
         RunError: A worker failed; the ledger so far and a summary with its status are written.
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the same is written.
     """
-    check_checkpoints(plan, options)
     file, problem = problem_of_plan(plan, options.plan_path, options.cluster_path, options.profiles)
     entries = [runnable_entry(file, device) for device in plan.devices]
     check_network(entries)
@@ -104,28 +101,12 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
         return _launch(plan, problem, entries, options, quiet=quiet)
 
 
-def check_checkpoints(plan: Plan, options: RunOptions) -> None:
-    """Refuse checkpoints where they cannot be written.
-
-    Raises:
-        NotSupportedError: They are asked for, and the devices of a group hold parts of layers.
-    """
-    if whole_layers(plan) or not (options.checkpoint_rounds or options.resume):
-        return
-    raise NotSupportedError(
-        "plan: a stage shares work inside a sample; there are no checkpoints of parts of layers.",
-        hint="Leave out --resume and --checkpoint-every, or schedule a plan that shares samples.",
-    )
-
-
-def whole_layers(plan: Plan) -> bool:
-    """Whether every device of a plan holds its layers whole."""
-    return all(stage.sharing == "samples" for stage in plan.stages)
-
-
 def goes_on(plan: Plan, options: RunOptions) -> bool:
-    """Whether a run goes on when devices are lost: then its workers end together, and else when each is done."""
-    return options.recovery and whole_layers(plan)
+    """Whether a run goes on when devices are lost: then its workers end together, and else when each is done.
+
+    Where a group shares work inside a sample, each of its devices holds what no other has.
+    """
+    return options.recovery and all(stage.sharing == "samples" for stage in plan.stages)
 
 
 def _launch(

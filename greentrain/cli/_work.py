@@ -17,12 +17,10 @@ from greentrain.cli._common import say
 from greentrain.cli._problem import model_for_cluster, problem_of_plan
 from greentrain.cli._run import (
     RunOptions,
-    check_checkpoints,
     check_run_name,
     goes_on,
     runnable_entry,
     stopped_by_signals,
-    whole_layers,
 )
 from greentrain.cli._run_files import save_cut_run, write_plan_files, write_run
 from greentrain.cluster import Cluster
@@ -71,7 +69,6 @@ def work(plan: Plan, options: RunOptions, *, device: str, coordinator: str, quie
     launched = end_with_launcher()
     # Its warnings are source places and stacks; what matters comes as an error.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    check_checkpoints(plan, options)
     coordinators = [address_of(text) for text in coordinator.split(",")]
     run = options.run or f"{plan.model}-manual"
     check_run_name(run)
@@ -233,7 +230,7 @@ def make_job(
         join_timeout_s=_JOIN_TIMEOUT_S,
         message_timeout_s=max(_MESSAGE_TIMEOUT_S, _MESSAGE_TIMEOUT_ROUNDS * price.step_s),
         resumed=None if options.resume is None else _resumed(plan, problem, options.resume, options.seed),
-        checkpoint_rounds=_checkpoint_rounds(options, price) if whole_layers(plan) else None,
+        checkpoint_rounds=_checkpoint_rounds(options, price),
         check_fresh=lambda: None if rank is None else _check_unused(folder, rank),
     )
 

@@ -1,7 +1,8 @@
 """Checkpoints: each stage's first device writes the tensors of its layers; any plan of the same model reads them.
 
 ``checkpoints/round-N/layers-A-B.safetensors`` holds weights and optimizer state by layer, ``layers-A-B.json``
-beside it what they belong to. The last two rounds are kept.
+beside it what they belong to. Where a group shares work inside a sample each of its G devices writes its parts of the
+tensors, ``layers-A-B-part-P-of-G``. The last two rounds are kept.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from greentrain.errors import GreentrainError, UsageError
 from greentrain.files import read_json, write_bytes, write_json
+from greentrain.runtime.split_weights import gather_named
 from greentrain.runtime.states import State, clone, encode, layer_of
 
 __all__ = ["CHECKPOINT_SCHEMA", "CheckpointPart", "Checkpoints", "Resumed", "load_layers", "open_checkpoint"]
@@ -37,6 +40,8 @@ class CheckpointPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         seed: Weights and order of the samples.
         start: First layer.
         stop: One past the last.
+        part: Which part of the tensors, from 0.
+        parts_n: How many parts there are.
     """
 
     model: str
@@ -46,6 +51,14 @@ class CheckpointPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seed: int
     start: int
     stop: int
+    part: int = 0
+    parts_n: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name of its files, without their ending."""
+        part = f"-part-{self.part}-of-{self.parts_n}" if self.parts_n > 1 else ""
+        return f"layers-{self.start}-{self.stop}{part}"
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,12 +67,12 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         folder: Its folder.
         round: Rounds done.
-        parts: Its files, without their ending.
+        parts: What its files hold.
     """
 
     folder: Path
     round: int
-    parts: tuple[tuple[int, int], ...]
+    parts: tuple[CheckpointPart, ...]
 
 
 class Checkpoints:
@@ -88,7 +101,7 @@ class Checkpoints:
             self._thread = None
 
     def _write(self, part: CheckpointPart, state: Mapping[str, Tensor]) -> None:
-        place = self._folder / f"round-{part.round}" / f"layers-{part.start}-{part.stop}"
+        place = self._folder / f"round-{part.round}" / part.name
         try:
             write_bytes(place.with_suffix(".safetensors"), encode(state))
             write_json(place.with_suffix(".json"), part, schema=CHECKPOINT_SCHEMA)
@@ -132,14 +145,11 @@ def open_checkpoint(path: Path, *, structure_sha256: str, batch: int, seed: int,
     missing: dict[str, list[int]] = {}
     for folder in folders:
         found = [read_json(file, CheckpointPart, schema=CHECKPOINT_SCHEMA) for file in sorted(folder.glob("*.json"))]
-        held = {layer for part in found for layer in range(part.start, part.stop)}
+        held = _held(found)
         if found and held >= set(range(layers_n)):
             for part in found:
                 _check(folder, part, structure_sha256, batch, seed)
-            return Resumed(
-                folder=folder, round=found[0].round,
-                parts=tuple((part.start, part.stop) for part in found),
-            )  # fmt: skip
+            return Resumed(folder=folder, round=found[0].round, parts=tuple(found))
         missing[folder.name] = sorted(set(range(layers_n)) - held)
     if not missing:
         raise UsageError(f"{path}: holds no checkpoint.", hint="Give the folder of a run, such as runs/NAME.")
@@ -148,6 +158,15 @@ def open_checkpoint(path: Path, *, structure_sha256: str, batch: int, seed: int,
         f"{path}: the checkpoint {name} lacks layers {', '.join(map(str, layers))}.",
         hint="Copy the checkpoints of all devices of that run into one folder, on every device.",
     )
+
+
+def _held(parts: Sequence[CheckpointPart]) -> set[int]:
+    """Layers of which all parts are there."""
+    places: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
+    for part in parts:
+        places[part.start, part.stop, part.parts_n].add(part.part)
+    whole = [(start, stop) for (start, stop, parts_n), there in places.items() if len(there) == parts_n]
+    return {layer for start, stop in whole for layer in range(start, stop)}
 
 
 def _check(folder: Path, part: CheckpointPart, structure_sha256: str, batch: int, seed: int) -> None:
@@ -164,16 +183,14 @@ def _check(folder: Path, part: CheckpointPart, structure_sha256: str, batch: int
 
 
 def load_layers(resumed: Resumed, start: int, stop: int) -> State:
-    """The tensors of layers [start, stop)."""
+    """The whole tensors of layers [start, stop)."""
     from safetensors import safe_open
 
-    found: State = {}
-    for first, last in resumed.parts:
-        if last <= start or first >= stop:
+    shards: list[State] = []
+    for part in resumed.parts:
+        if part.stop <= start or part.start >= stop:
             continue
-        path = resumed.folder / f"layers-{first}-{last}.safetensors"
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping.
-                if start <= layer_of(name) < stop:
-                    found[name] = file.get_tensor(name)
-    return found
+        with safe_open(resumed.folder / f"{part.name}.safetensors", framework="pt") as file:
+            names = [name for name in file.keys() if start <= layer_of(name) < stop]  # noqa: SIM118 - not a mapping.
+            shards.append({name: file.get_tensor(name) for name in names})
+    return gather_named(shards)

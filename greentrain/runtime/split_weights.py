@@ -18,6 +18,7 @@ __all__ = [
     "attention_regions",
     "feed_forward_regions",
     "gather_named",
+    "of_whole",
     "parts_of",
     "take",
     "to_text",
@@ -64,8 +65,12 @@ def take(block: nn.Module, holding: Holding) -> nn.Parameter:
             f"{names}: some are frozen and some are not, but a split layer keeps them together.",
             hint="Freeze all of them or none, or schedule without sharing inside a sample.",
         )
-    parts = [_rectangle(source.detach(), region) for source, region in zip(sources, holding, strict=True)]
-    return nn.Parameter(torch.cat(parts).clone(), requires_grad=sources[0].requires_grad)
+    return nn.Parameter(of_whole(holding, [source.detach() for source in sources]), sources[0].requires_grad)
+
+
+def of_whole(holding: Holding, wholes: Sequence[Tensor]) -> Tensor:
+    """What a device holds of whole tensors, one for each region; the inverse of :func:`parts_of`. A copy."""
+    return torch.cat([_rectangle(whole, region) for whole, region in zip(wholes, holding, strict=True)]).clone()
 
 
 def _rectangle(whole: Tensor, region: Region) -> Tensor:

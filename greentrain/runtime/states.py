@@ -1,4 +1,8 @@
-"""Weights and optimizer state by layer: taken, put back, and moved between devices as raw bytes."""
+"""Weights and optimizer state by layer: taken, put back, and moved between devices as raw bytes.
+
+A device of a split layer takes parts of its tensors, with the region of each in its name; whole ones are put into any
+layer, split or not.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from torch import Tensor, nn
 from greentrain.plan import Plan
 from greentrain.runtime.executor import Executor
 from greentrain.runtime.group import RunGroup
+from greentrain.runtime.split_layer import SplitLayer
+from greentrain.runtime.split_weights import Holding, of_whole, parts_of
 from greentrain.runtime.wire import Kept
 
 __all__ = [
@@ -27,7 +33,8 @@ __all__ = [
     "travel",
 ]
 
-# Tensor name -> tensor: ``<layer>.<parameter>`` and, for optimizer state, ``<layer>.<parameter>|<key>``.
+# Tensor name -> tensor: ``<layer>.<parameter>`` and, for optimizer state, ``<layer>.<parameter>|<key>``; a part of one
+# has its region behind, as :func:`greentrain.runtime.split_weights.to_text` writes it.
 State = dict[str, Tensor]
 
 _TAG = 1 << 21
@@ -35,38 +42,42 @@ _CHUNK_BYTES = 1 << 22
 
 
 def take(executor: Executor, start: int) -> State:
-    """The tensors that a stage trains, not copied.
+    """The tensors that a stage trains, those of layers that are whole not copied.
 
     Args:
         executor: Its executor.
         start: Its first layer.
     """
     found: State = {}
-    for name, parameter in _parameters(executor.blocks, start):
-        found[name] = parameter.detach()
-        for key, value in executor.optimizer.state.get(parameter, {}).items():
+    for one in _parameters(executor.blocks, start):
+        found |= one.named(one.parameter.detach())
+        for key, value in executor.optimizer.state.get(one.parameter, {}).items():
             if isinstance(value, Tensor):
-                found[f"{name}|{key}"] = value
+                found |= one.named(value, key)
     return found
 
 
 def put(executor: Executor, start: int, state: Mapping[str, Tensor]) -> None:
-    """Load tensors into a stage; its optimizer must be new. A tensor that is the stage's own already stays.
+    """Load whole tensors into a stage; its optimizer must be new. A tensor that is the stage's own already stays.
 
     Raises:
         KeyError: A parameter is missing.
     """
+    keys: dict[str, list[str]] = {}
+    for text in state:
+        name, bar, key = text.partition("|")
+        if bar:
+            keys.setdefault(name, []).append(key)
     with torch.no_grad():
-        for name, parameter in _parameters(executor.blocks, start):
-            given = state[name]
-            if given.data_ptr() != parameter.data_ptr():
-                parameter.copy_(given)
-            prefix = f"{name}|"
-            kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for one in _parameters(executor.blocks, start):
+            given = one.local(state)
+            if given.data_ptr() != one.parameter.data_ptr():
+                one.parameter.copy_(given)
+            kept = {key: one.local(state, key) for key in keys.get(one.names[0], ())}
             if kept:
                 # A count of steps stays where it is.
-                kept = {key: value.to(parameter.device) if value.dim() else value for key, value in kept.items()}
-                executor.optimizer.state[parameter] = kept
+                kept = {key: value.to(one.parameter.device) if value.dim() else value for key, value in kept.items()}
+                executor.optimizer.state[one.parameter] = kept
 
 
 def clone(state: Mapping[str, Tensor]) -> State:
@@ -88,11 +99,54 @@ def decode(data: bytes) -> State:
     return load(data)
 
 
-def _parameters(blocks: Sequence[nn.Module], start: int) -> Iterator[tuple[str, nn.Parameter]]:
+class _Trained(NamedTuple):
+    """A parameter that a stage trains.
+
+    Attributes:
+        layer: Its layer.
+        parameter: The parameter.
+        whole: Its name in the block; None: it is made of parts.
+        holding: The parts.
+    """
+
+    layer: int
+    parameter: nn.Parameter
+    whole: str | None
+    holding: Holding = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the whole tensors that it is, or is made of."""
+        own = [self.whole] if self.whole is not None else [region.name for region in self.holding]
+        return [f"{self.layer}.{name}" for name in own]
+
+    def named(self, tensor: Tensor, key: str = "") -> State:
+        """The parameter, or what the optimizer keeps for it, by name."""
+        end = f"|{key}" if key else ""
+        if self.whole is not None or tensor.dim() == 0:
+            return {name + end: tensor for name in self.names}
+        found: State = {}
+        for text, part in parts_of(self.holding, tensor).items():
+            name, bracket, region = text.partition("[")
+            found[f"{self.layer}.{name}{end}{bracket}{region}"] = part
+        return found
+
+    def local(self, state: Mapping[str, Tensor], key: str = "") -> Tensor:
+        """The inverse, from whole tensors."""
+        end = f"|{key}" if key else ""
+        given = [state[name + end] for name in self.names]
+        if self.whole is not None or given[0].dim() == 0:
+            return given[0]
+        return of_whole(self.holding, given)
+
+
+def _parameters(blocks: Sequence[nn.Module], start: int) -> Iterator[_Trained]:
     for layer, block in enumerate(blocks, start=start):
-        for name, parameter in block.named_parameters():
-            if parameter.requires_grad:
-                yield f"{layer}.{name}", parameter
+        if isinstance(block, SplitLayer):
+            found = (_Trained(layer, parameter, None, holding) for parameter, holding in block.holdings())
+        else:
+            found = (_Trained(layer, parameter, name) for name, parameter in block.named_parameters())
+        yield from (one for one in found if one.parameter.requires_grad)
 
 
 def layer_of(name: str) -> int:

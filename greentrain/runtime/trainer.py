@@ -419,12 +419,17 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         job, session = self.job, self.session
-        stage = stage_of(session.plan, job.device)
-        if job.checkpoint_rounds is None or session.done % job.checkpoint_rounds or stage.devices[0] != job.device:
+        if job.checkpoint_rounds is None or session.done % job.checkpoint_rounds:
             return
+        stage = stage_of(session.plan, job.device)
+        place, parts_n = stage.devices.index(job.device), len(stage.devices)
+        if stage.sharing == "samples":
+            if place > 0:
+                return  # The first device writes what all have.
+            parts_n = 1
         part = CheckpointPart(
             model=job.plan.model, structure_sha256=job.plan.structure_sha256, round=session.done, batch=job.plan.batch,
-            seed=job.seed, start=stage.start, stop=stage.stop,
+            seed=job.seed, start=stage.start, stop=stage.stop, part=place, parts_n=parts_n,
         )  # fmt: skip
         self._checkpoints.write(part, take(session.executor, stage.start))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 from work_folder import Training, make_work_folder
 
 from greentrain.cli import main
@@ -14,14 +15,19 @@ from greentrain.ledger import read_ledger
 from greentrain.workloads import load_workload
 
 
-def trained(folder: Path, planner: str) -> dict[str, object]:
+def trained(folder: Path, planner: str, *arguments: str, run: str | None = None) -> dict[str, object]:
     with pytest.raises(SystemExit) as ended:
         main(["schedule", "--planner", planner, "--batch", "32", "--micro-batch", "16", "-o", f"{planner}.json"])
     assert ended.value.code == 0
-    with Training(folder, f"{planner}.json", "--rounds", "3", "--run", planner, "--json") as training:
+    words = ("--rounds", "3", "--checkpoint-every", "2", "--run", run or planner, "--json", *arguments)
+    with Training(folder, f"{planner}.json", *words) as training:
         code, out, err = training.end()
     assert code == 0, err
     return json.loads(out)
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "model.safetensors")
 
 
 def test_a_shared_sample_trains_as_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,12 +37,21 @@ def test_a_shared_sample_trains_as_a_whole_one(tmp_path: Path, monkeypatch: pyte
     assert split["parallelism"] == "tensor+sequence"
     assert split["loss"] == pytest.approx(whole["loss"], rel=1e-4)
     runs = tmp_path / "runs"
-    one, both = (load_file(runs / name / "model.safetensors") for name in ("single", "tensor-sequence"))
+    one, both = (weights(runs / name) for name in ("single", "tensor-sequence"))
     assert {name: tensor.shape for name, tensor in both.items()} == {name: one[name].shape for name in one}
     fresh = {f"{i}.{n}": p for i, b in enumerate(load_workload("digits-vit").build(0)) for n, p in b.named_parameters()}
-    for name, tensor in both.items():
-        moved = (one[name] - fresh[name]).norm()
-        assert (tensor - one[name]).norm() <= 0.02 * moved, name
+
+    def assert_near(found: dict[str, Tensor]) -> None:
+        for name, tensor in found.items():
+            moved = (one[name] - fresh[name]).norm()
+            assert (tensor - one[name]).norm() <= 0.02 * moved, name
+
+    assert_near(both)
+    # Either goes on from the other's checkpoint.
+    for planner, before in (("single", "tensor-sequence"), ("tensor-sequence", "single")):
+        resumed = trained(tmp_path, planner, "--resume", f"runs/{before}", run=f"{planner}-on")
+        assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+        assert_near(weights(runs / f"{planner}-on"))
     # Each device's rings are in the ledger: as much is received as is sent.
     rows = read_ledger(runs / "tensor-sequence" / "ledger.csv")
     sent, received = (sum(row.bytes for row in rows if row.action == action) for action in ("send", "receive"))
