@@ -105,8 +105,6 @@ def _mattering(reasons: Iterable[Reason], nothing: str) -> list[str]:
 def _remarks(plan: Plan, problem: Problem) -> list[str]:
     """What a reader must know before comparing figures of different origin."""
     found = [f"not measured: {finding.line}" for finding in plan_findings(plan, problem)]
-    if any(stage.sharing != "samples" for stage in plan.stages):
-        found.append("this version simulates plans that share heads, columns or tokens, but does not train them yet")
     predicted = {
         (device.kind, point.name)
         for device in problem.cluster.devices

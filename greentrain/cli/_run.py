@@ -38,7 +38,6 @@ __all__ = [
     "check_processors",
     "check_run_name",
     "claim_folder",
-    "goes_on",
     "launch_run",
     "runnable_entry",
     "stopped_by_signals",
@@ -101,14 +100,6 @@ def launch_run(plan: Plan, options: RunOptions, *, quiet: bool) -> tuple[Path, S
         return _launch(plan, problem, entries, options, quiet=quiet)
 
 
-def goes_on(plan: Plan, options: RunOptions) -> bool:
-    """Whether a run goes on when devices are lost: then its workers end together, and else when each is done.
-
-    Where a group shares work inside a sample, each of its devices holds what no other has.
-    """
-    return options.recovery and all(stage.sharing == "samples" for stage in plan.stages)
-
-
 def _launch(
     plan: Plan, problem: Problem, entries: Sequence[DeviceEntry], options: RunOptions, *, quiet: bool
 ) -> tuple[Path, Summary]:
@@ -133,7 +124,7 @@ def _launch(
     status = "failed"
     try:
         with watcher:
-            run_workers(commands, watcher.report, lost=say if goes_on(plan, options) else None)
+            run_workers(commands, watcher.report, lost=say if options.recovery else None)
         fetch_runs(entries, folder)
         return folder, read_json(folder / "summary.json", Summary, schema=SUMMARY_SCHEMA)
     except KeyboardInterrupt:

@@ -18,7 +18,6 @@ from greentrain.cli._problem import model_for_cluster, problem_of_plan
 from greentrain.cli._run import (
     RunOptions,
     check_run_name,
-    goes_on,
     runnable_entry,
     stopped_by_signals,
 )
@@ -236,8 +235,8 @@ def make_job(
 
 
 def _can_recover(plan: Plan, device: str, options: RunOptions) -> bool:
-    """Whether others can go on: not alone, and not where each device of a group holds a part of every layer."""
-    return goes_on(plan, options) and (len(plan.devices) > 1 or device not in plan.devices)
+    """Whether others can go on: not alone."""
+    return options.recovery and (len(plan.devices) > 1 or device not in plan.devices)
 
 
 def _checkpoint_rounds(options: RunOptions, price: Estimate) -> int | None:
@@ -289,10 +288,12 @@ def _recovering(
     addresses = [
         (host, port + 1 + seat) for host, port in hosts for device, seat in seats.items() if device != job.device
     ]
+    # Rows and layers cannot move while a group shares work inside a sample.
+    by_rows = all(stage.sharing == "samples" for stage in plan.stages)
+    revise = reviser_of(problem, plan, apply=options.replan == "auto") if by_rows and options.replan != "off" else None
     return Recovering(
         repair=repaired, backup_rounds=backup_rounds, seat=seats[job.device],
-        addresses=tuple(dict.fromkeys(addresses)),
-        revise=reviser_of(problem, plan, apply=options.replan == "auto") if options.replan != "off" else None,
+        addresses=tuple(dict.fromkeys(addresses)), revise=revise,
     )  # fmt: skip
 
 

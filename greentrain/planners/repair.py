@@ -3,7 +3,8 @@
 Inside a group that has lost a member the rows are shared anew. Where a whole stage is lost its neighbours take its
 layers, cut where the objective is least; then boundaries move by single layers while that helps (Asteroid's light
 repair, arXiv 2408.08015, with the plan's objective in place of time). A device that comes joins a group or takes a
-part of a stage, whichever is best. All devices that are left take part: each may hold layers that only it has.
+part of a stage, whichever is best. All devices that are left take part: each may hold layers that only it has. A group
+that shared work inside a sample shares rows from then on.
 """
 
 from __future__ import annotations
@@ -49,12 +50,8 @@ def repair(
         time_limit_s: Seconds after which no further improvement is looked for.
 
     Raises:
-        InfeasibleError: The model does not fit the devices that are left, or a stage shares work inside samples.
+        InfeasibleError: The model does not fit the devices that are left.
     """
-    if any(stage.sharing != "samples" for stage in plan.stages):
-        raise InfeasibleError(
-            "a plan that shares work inside samples cannot be repaired.", hint="Go on from the last checkpoint."
-        )
     search = _Search(problem, plan, home, time.monotonic() + time_limit_s)
     best = search.best(_without(plan, lost, search))
     best = search.improved(best)
@@ -78,7 +75,9 @@ def repair(
 
 
 def _same(home: Plan, plan: Plan) -> bool:
-    return (home.batch, home.micro_batch) == (plan.batch, plan.micro_batch)
+    """Whether the stages of the one can take the place of the other's."""
+    by_rows = all(stage.sharing == "samples" for stage in home.stages)
+    return by_rows and (home.batch, home.micro_batch) == (plan.batch, plan.micro_batch)
 
 
 @dataclass
@@ -198,7 +197,7 @@ def _built(
         stage = plan.stages[number]
         devices, points = tuple(device for device, _ in group), tuple(point for _, point in group)
         start, stop = cuts[index], cuts[index + 1]
-        if (devices, start, stop) == (stage.devices, stage.start, stage.stop):
+        if (devices, start, stop, "samples") == (stage.devices, stage.start, stage.stop, stage.sharing):
             parts.append(Part(start, stop, devices, stage.shares, points))
         else:
             parts.append(search.shared(start, stop, devices, points, _Place(index, len(groups))))

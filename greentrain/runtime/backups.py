@@ -1,11 +1,14 @@
-"""Copies of stages that only one device holds: kept by the next stage's first device, renewed now and then.
+"""Copies of what only one device holds, renewed now and then.
 
-Every device keeps its own tensors of the same round too, so that all can go back to it together. What travels is read
-from the disk and written to it in parts of some rounds.
+A stage on one device is copied to the next stage's first device; what travels is read from the disk and written to it
+in parts of some rounds. Where a group shares work inside a sample its devices hold parts of every layer: they exchange
+them, layer after layer, so that each keeps the whole layers. Every device keeps its own tensors of the same round too,
+so that all can go back to it together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 from pathlib import Path
@@ -15,20 +18,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from greentrain.cluster import Cluster
+from greentrain.parallel.data import slowest_link
 from greentrain.plan import Plan
 from greentrain.runtime.copies import Copies, Copy, Shelf
 from greentrain.runtime.group import RunGroup
-from greentrain.runtime.states import State
+from greentrain.runtime.split_weights import gather_named
+from greentrain.runtime.states import State, decode, encode
 
-__all__ = ["Backups", "backup_period", "copy_energy_j", "needs_backups"]
+__all__ = ["Backups", "Taken", "backup_period", "copy_energy_j", "needs_backups"]
 
 _TAG = 1 << 22
+_PARTS_TAG = _TAG + (1 << 16)
 _MOST_ROUNDS = 1000
+
+# A device's present tensors of a layer, or of all of its stage (None).
+Taken = Callable[[int | None], State]
 
 
 def needs_backups(plan: Plan) -> bool:
-    """Whether some layers are on one device only, and there is another that can keep a copy."""
-    return len(plan.stages) > 1 and any(len(stage.devices) == 1 for stage in plan.stages)
+    """Whether something is on one device only, and there is another that can keep a copy."""
+    alone = len(plan.stages) > 1 and any(len(stage.devices) == 1 for stage in plan.stages)
+    return alone or any(stage.sharing != "samples" for stage in plan.stages)
 
 
 def keepers(plan: Plan) -> dict[int, str]:
@@ -57,6 +67,16 @@ def copy_energy_j(plan: Plan, cluster: Cluster, *, states_n: int, round_j: float
         link = cluster.link(stage.devices[0], keeper)
         total_j += size * (link.tx_j_per_byte + link.rx_j_per_byte)
         total_j += link.transfer_s(size) * round_j / round_s
+    for stage in plan.stages:
+        if stage.sharing != "samples":
+            # Each device sends its part to all others.
+            others_n = len(stage.devices) - 1
+            size = stage.param_bytes * (1 + states_n)
+            links = [cluster.link(src, dst) for src in stage.devices for dst in stage.devices if src != dst]
+            total_j += others_n * size * max(link.tx_j_per_byte + link.rx_j_per_byte for link in links)
+            bandwidth, _, shared = slowest_link(cluster, stage.devices)
+            sent_s = others_n * size / bandwidth / (1 if shared else len(stage.devices))
+            total_j += sent_s * round_j / round_s
     return total_j
 
 
@@ -112,6 +132,7 @@ class Backups:
         copies: Where copies are kept.
         period: Rounds between copies.
         folder: On the disk that they go to.
+        first_round: Of the run: what is there before it can be made again.
     """
 
     plan: Plan
@@ -120,6 +141,7 @@ class Backups:
     copies: Copies
     period: int
     folder: Path
+    first_round: int = 0
     _stage: int = field(init=False)
     _keeps_of: int | None = field(init=False, default=None)
     _begun: list[int] = field(default_factory=list[int])
@@ -136,12 +158,12 @@ class Backups:
     def _parts_n(self) -> int:
         return max(ceil(self.period / 2), 1)
 
-    def before_round(self, done: int, state: State) -> int:
+    def before_round(self, done: int, taken: Taken) -> int:
         """Go on with the copies; call on every rank before each round, with how many are done.
 
         Args:
             done: Rounds whose update has been applied.
-            state: The tensors that this device trains.
+            taken: Gives the tensors that this device trains.
 
         Returns:
             Bytes that were sent and received.
@@ -152,19 +174,24 @@ class Backups:
         with self.group.talking():
             moved = self._finish_parts()
             if not self._begun or done - self._begun[-1] >= self.period:
-                self._begin(done, state)
+                moved += self._begin(done, taken)
             self._start_parts()
         return moved
 
-    def _begin(self, done: int, state: State) -> None:
+    def _begin(self, done: int, taken: Taken) -> int:
         stage = self.plan.stages[self._stage]
         # The one before may not have arrived everywhere yet; then those who keep less could not go back as far.
         self._begun = [*self._begun[-2:], done]
         whole_n = 2 if self._parts_n < self.period else 3
         self.copies.drop(before=self._begun[-whole_n:][0])
         own = Copy(stage.start, stage.stop, done, Shelf(self.folder))
-        own.write(state)
-        self.copies.kept.append(own)
+        moved = 0
+        if stage.sharing == "samples":
+            own.write(taken(None))
+            self.copies.kept.append(own)
+        elif done > self.first_round:
+            moved = self._exchange(own, taken)
+            self.copies.kept.append(own)
         keeper = keepers(self.plan).get(self._stage)
         length = torch.zeros(1, dtype=torch.int64)
         work = None
@@ -178,6 +205,30 @@ class Backups:
             self._in = self._flow(Shelf(self.folder), int(given.item()))
         if work is not None:
             work.wait()
+        return moved
+
+    def _exchange(self, copy: Copy, taken: Taken) -> int:
+        """Fill a copy with whole layers, of which each device of the stage has parts; returns the bytes that moved."""
+        others = [self.group.ranks[name] for name in self.plan.stages[self._stage].devices if name != self.device]
+        moved = 0
+        for layer in range(copy.start, copy.stop):
+            data = encode(taken(layer))
+            own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            length = torch.tensor([len(data)], dtype=torch.int64)
+            sends = [dist.isend(part, dst=other, tag=_PARTS_TAG) for other in others for part in (length, own)]
+            shards = [data]
+            for other in others:
+                given = torch.zeros(1, dtype=torch.int64)
+                dist.recv(given, src=other, tag=_PARTS_TAG)
+                shard = torch.empty(int(given.item()), dtype=torch.uint8)
+                dist.recv(shard, src=other, tag=_PARTS_TAG)
+                shards.append(shard.numpy().tobytes())
+            for send in sends:
+                assert send is not None
+                send.wait()
+            copy.write(gather_named(map(decode, shards)))
+            moved += len(data) * len(others) + sum(map(len, shards[1:]))
+        return moved
 
     def _flow(self, shelf: Shelf, size: int) -> _Flow:
         return _Flow(shelf, size, max(ceil(size / self._parts_n), 1))

@@ -23,7 +23,7 @@ from greentrain.runtime.gradient_sum import GradientSum
 from greentrain.runtime.group import RunGroup
 from greentrain.runtime.options import TrainingOptions
 from greentrain.runtime.precision import LossScale, compute_type
-from greentrain.runtime.split_layer import finish_rings, join_rings, split_parameters, summed_parameters
+from greentrain.runtime.split_layer import close_rings, finish_rings, join_rings, split_parameters, summed_parameters
 from greentrain.runtime.transfers import Transfers
 from greentrain.sharing import slices
 from greentrain.workloads.workload import Tensors, TensorSpec, Workload
@@ -210,8 +210,9 @@ class Executor:
                 self._communicate(action)
 
     def close(self) -> None:
-        """End its thread. Call when another takes its place."""
+        """End its threads. Call when another takes its place."""
         self._courier.close()
+        close_rings(self.blocks)
 
     def update(self) -> None:
         """The optimizer's step of the present round, unless its gradients have overflowed."""

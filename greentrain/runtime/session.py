@@ -23,7 +23,7 @@ from greentrain.runtime.group import Links, RunGroup, form, open_store
 from greentrain.runtime.job import Job
 from greentrain.runtime.membership import Decision
 from greentrain.runtime.network import free_port
-from greentrain.runtime.split_layer import stage_blocks
+from greentrain.runtime.split_layer import SplitLayer, stage_blocks
 from greentrain.runtime.states import State, decode, encode, layer_of, moves_of, put, take, travel
 from greentrain.runtime.wire import Digest, Form, Holding, Wish
 from greentrain.summary import Recovery
@@ -68,7 +68,8 @@ class StageMaker:
         kept: dict[int, nn.Module] = {}
         if old is not None:
             start = stage_of(old.plan, device).start
-            kept = dict(enumerate(old.blocks, start=start))
+            whole = ((layer, one) for layer, one in enumerate(old.blocks, start) if not isinstance(one, SplitLayer))
+            kept = dict(whole)
         layers = range(stage.start, stage.stop)
         if not all(layer in kept for layer in layers):
             fresh = self._fresh or self._job.workload.build(self._job.seed)
@@ -192,12 +193,21 @@ class Session:
         """Go on with the copies of stages that one device holds; returns the bytes that travelled."""
         if self._backups is None:
             return 0
-        return self._backups.before_round(self.done, take(self.executor, stage_of(self.plan, self.job.device).start))
+        start = stage_of(self.plan, self.job.device).start
+        return self._backups.before_round(self.done, lambda layer: take(self.executor, start, layer))
+
+    @property
+    def _whole_stage(self) -> Stage | None:
+        """The present stage where this device holds its layers whole: else it has them in copies only."""
+        if self._executor is None:
+            return None
+        stage = stage_of(self.plan, self.job.device)
+        return stage if stage.sharing == "samples" else None
 
     def rest(self) -> Form | None:
         """Come to rest and wait for the decision; see :meth:`greentrain.runtime.crew.Crew.regroup`."""
         assert self.crew is not None
-        stage = stage_of(self.plan, self.job.device) if self._executor is not None else None
+        stage = self._whole_stage
         origin = Holding(start=0, stop=self.maker.layers_n, round=self.job.first_round)
         state = Rest(
             done=self.done, ready=self.ready, own=None if stage is None else (stage.start, stage.stop),
@@ -270,7 +280,9 @@ class Session:
         executor.commit = self._commit
         if needs_backups(self.plan):
             period = self.job.recovering.backup_rounds(self.plan)
-            self._backups = Backups(self.plan, self.job.device, group, self._copies, period, self.job.run_dir)
+            self._backups = Backups(
+                self.plan, self.job.device, group, self._copies, period, self.job.run_dir, self.job.first_round
+            )
         else:
             self._copies.drop(before=self.done + 1)
 
@@ -292,8 +304,9 @@ class Session:
         """What this device has of some layers after a round."""
         found = self.maker.origin(start, stop) if round_ == self.job.first_round else {}
         found.update(self._copies.part(round_, start, stop))
-        if self._executor is not None and self.done == round_:
-            live = take(self._executor, stage_of(self.plan, self.job.device).start)
+        stage = self._whole_stage
+        if stage is not None and self.done == round_:
+            live = take(self.executor, stage.start)
             found.update({name: tensor for name, tensor in live.items() if start <= layer_of(name) < stop})
         return found
 

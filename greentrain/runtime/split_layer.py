@@ -48,6 +48,7 @@ __all__ = [
     "Joints",
     "Seat",
     "SplitLayer",
+    "close_rings",
     "finish_rings",
     "join_rings",
     "named_parts",
@@ -372,6 +373,13 @@ def finish_rings(blocks: Sequence[nn.Module]) -> None:
     for ring in {id(block.seat.ring): block.seat.ring for block in blocks if isinstance(block, SplitLayer)}.values():
         if ring is not None:
             ring.finish()
+
+
+def close_rings(blocks: Sequence[nn.Module]) -> None:
+    """End the rings of split layers: others take their place."""
+    for block in blocks:
+        if isinstance(block, SplitLayer) and block.seat.ring is not None:
+            block.seat.ring.close()
 
 
 def split_parameters(blocks: Sequence[nn.Module]) -> list[nn.Parameter]:

@@ -41,15 +41,17 @@ _TAG = 1 << 21
 _CHUNK_BYTES = 1 << 22
 
 
-def take(executor: Executor, start: int) -> State:
+def take(executor: Executor, start: int, layer: int | None = None) -> State:
     """The tensors that a stage trains, those of layers that are whole not copied.
 
     Args:
         executor: Its executor.
         start: Its first layer.
+        layer: Only those of this one.
     """
     found: State = {}
-    for one in _parameters(executor.blocks, start):
+    blocks = executor.blocks if layer is None else executor.blocks[layer - start : layer - start + 1]
+    for one in _parameters(blocks, start if layer is None else layer):
         found |= one.named(one.parameter.detach())
         for key, value in executor.optimizer.state.get(one.parameter, {}).items():
             if isinstance(value, Tensor):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from work_folder import make_work_folder, unreadable, until
+from crew import Crew
+from work_folder import make_work_folder, until
 
 from greentrain.cli._problem import load_plan, problem_of_plan
 from greentrain.cost import CostTables
@@ -23,7 +22,7 @@ from greentrain.plan import PLAN_SCHEMA, Plan
 from greentrain.planners.candidate import Part, assemble
 from greentrain.runtime.network import free_port
 from greentrain.runtime.worker import Job, train
-from greentrain.summary import SUMMARY_SCHEMA, Recovery, Summary
+from greentrain.summary import Recovery, Summary
 from greentrain.training_data import TrainingData
 from greentrain.workloads import load_workload
 from greentrain_datasets.loaders import load_dataset
@@ -95,60 +94,12 @@ def undisturbed(folder: Path) -> tuple[float, ...]:
     return trained.losses
 
 
-@dataclass
-class Crew:
-    """Workers of one run, started by hand."""
-
-    folder: Path
-    plan: str
-    port: int
-    processes: dict[str, subprocess.Popen[str]]
-
-    def start(self, device: str, *arguments: str) -> None:
-        log = (self.folder / f"{self.plan}.{device}.log").open("a")
-        with log:
-            self.processes[device] = subprocess.Popen(
-                [
-                    sys.executable, "-m", "greentrain.cli", "train", f"{self.plan}.json", "--as", device,
-                    "--coordinator", f"127.0.0.1:{self.port}", "--run", self.plan, "--epochs", "100",
-                    "--rounds", str(ROUNDS), *arguments,
-                ],
-                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    def come_to(self, round_: int) -> None:
-        """Wait until a round is done."""
-
-        def there() -> bool:
-            for path in (self.folder / "runs" / self.plan).glob("rank-*.ledger.csv"):
-                rows = read_ledger(path, allow_cut=True)
-                if any(row.step >= round_ - 1 for row in rows if row.action == "step"):
-                    return True
-            return False
-
-        until(there, within_s=90)
-
-    def signal(self, device: str, number: signal.Signals) -> None:
-        self.processes[device].send_signal(number)
-
-    def end(self, *devices: str) -> Summary:
-        """Wait for these workers, all of which must end well."""
-        for device in devices:
-            assert self.processes[device].wait(timeout=90) == 0, self.said(device)
-        assert not unreadable("".join(self.said(device) for device in devices))
-        return read_json(self.folder / "runs" / self.plan / "summary.json", Summary, schema=SUMMARY_SCHEMA)
-
-    def said(self, device: str) -> str:
-        return (self.folder / f"{self.plan}.{device}.log").read_text()
-
-
 @pytest.fixture
 def crew(folder: Path) -> Iterator[Callable[..., Crew]]:
     made: list[Crew] = []
 
     def make(plan: str, *arguments: str, devices: Sequence[str] = DEVICES) -> Crew:
-        found = Crew(folder, plan, free_port(), {})
+        found = Crew(folder, plan, free_port(), ROUNDS)
         made.append(found)
         for device in devices:
             found.start(device, *arguments)
@@ -156,9 +107,7 @@ def crew(folder: Path) -> Iterator[Callable[..., Crew]]:
 
     yield make
     for found in made:
-        for process in found.processes.values():
-            process.kill()
-            process.wait()
+        found.close()
 
 
 def check_losses(summary: Summary, undisturbed: tuple[float, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -10,15 +9,12 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
-import msgspec
 import pytest
 from command import Command
 from work_folder import make_work_folder
 
 import greentrain.cli._run as run_module
 import greentrain.cli._work as work_module
-from greentrain.files import read_json
-from greentrain.plan import PLAN_SCHEMA, Plan
 from greentrain.runtime.network import free_port
 
 
@@ -185,16 +181,3 @@ def test_workers_that_share_a_processor_without_a_sensor_are_refused(greentrain:
     assert ended.code == 2
     assert "devices 'a' and 'b' share processor 0 of this machine" in ended.sentence
     assert not Path("runs/shared").exists()
-
-
-@pytest.mark.usefixtures("greentrain")
-def test_a_run_whose_devices_hold_parts_of_layers_does_not_go_on_without_one() -> None:
-    plan = read_json(Path("plan.json"), Plan, schema=PLAN_SCHEMA)
-    options = run_module.RunOptions(
-        run="r", plan_path=Path("plan.json"), cluster_path=Path("cluster.toml"), profiles=Path("profiles"),
-        epochs=None, rounds=1, seed=0, sysroot=Path("/"),
-    )  # fmt: skip
-    assert run_module.goes_on(plan, options)
-    assert not run_module.goes_on(plan, dataclasses.replace(options, recovery=False))
-    shared = tuple(msgspec.structs.replace(stage, sharing="tensor_sequence") for stage in plan.stages)
-    assert not run_module.goes_on(msgspec.structs.replace(plan, stages=shared), options)

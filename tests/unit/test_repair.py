@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import make_problem, plan_of
+from problems import make_problem, plan_of, with_transformer
 
 from greentrain.cost import estimate
 from greentrain.errors import InfeasibleError
@@ -53,6 +54,22 @@ def test_neighbours_take_the_layers_of_a_lost_stage(lost: str) -> None:
     ]
     best = min(objective_value(msgspec.structs.replace(one, estimate=estimate(one, PROBLEM))) for one in others)
     assert objective_value(found) <= best * 1.02 + 1e-12
+
+
+@pytest.mark.parametrize("lost", ["d0", "d1", "d2"])
+def test_a_group_that_shared_work_inside_a_sample_shares_rows_from_then_on(lost: str) -> None:
+    problem = with_transformer(PROBLEM, random.Random(5))
+    ring = Part(0, 4, ("d0", "d1"), (3, 1), POINT * 2, sharing="tensor_sequence")
+    plan = make_plan(ring, Part(4, 6, ("d2",), (4,), POINT), problem=problem)
+    found = repaired(plan, lost, problem=problem)
+    assert {stage.sharing for stage in found.stages} == {"samples"}
+    assert set(found.devices) == {"d0", "d1", "d2"} - {lost}
+    validate(found, problem)
+    # The devices that come back find no place in the group as it was.
+    back = repair(found, problem, frozenset(), frozenset({lost}), home=plan)
+    assert {stage.sharing for stage in back.stages} == {"samples"}
+    assert set(back.devices) == {"d0", "d1", "d2"}
+    validate(back, problem)
 
 
 def test_a_device_of_the_first_plan_is_taken_back_to_its_place() -> None:
