@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         what = [f"process {pid}: {command}" for pid, command in processes.items()] + sorted(found)
         print("\nThe tests left behind:", *what, sep="\n  ")
+
+
+@pytest.fixture(autouse=True)
+def _processors() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    """A command that a test runs in this process may keep it to some processors; the next test has all again."""
+    before = os.sched_getaffinity(0)
+    yield
+    if os.sched_getaffinity(0) != before:
+        os.sched_setaffinity(0, before)
 
 
 def _is_first(session: pytest.Session) -> bool:
