@@ -129,6 +129,13 @@ class CostTables:
             rows: The device's part in rows, in all layers that are shared.
             micro_batch: Rows in the layers that every device computes whole.
         """
+        forward_s, backward_s = self.until_s(device, point, sharing=sharing, rows=rows, micro_batch=micro_batch)
+        return forward_s[stop] - forward_s[start], backward_s[stop] - backward_s[start]
+
+    def until_s(
+        self, device: Device, point: str, *, sharing: Sharing, rows: float, micro_batch: float
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Forward and backward seconds of the layers [0, stop) for every stop; arguments as in :meth:`shared_s`."""
         key = (device.kind, point, sharing, rows, micro_batch)
         found = self._passes.get(key)
         if found is None:
@@ -142,8 +149,7 @@ class CostTables:
                 backward_s = tuple(map(operator.add, forward_s, backward_s))
             found = (forward_s, backward_s)
             self._passes[key] = found
-        forward_s, backward_s = found
-        return forward_s[stop] - forward_s[start], backward_s[stop] - backward_s[start]
+        return found
 
     def handled(self, start: int, stop: int, sharing: Sharing) -> tuple[Handled, Handled]:
         """What a device of a stage handles of the network, forward and backward."""

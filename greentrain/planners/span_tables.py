@@ -7,6 +7,7 @@ some heads or tokens of every sample.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, NamedTuple, cast
@@ -21,6 +22,7 @@ from greentrain.parallel.memory import PROCESS_BYTES, most_bytes, part_bytes, ro
 from greentrain.parallel.network import handling_s
 from greentrain.plan import Sharing, Stage, shares_total, stage_bytes
 from greentrain.planners.device_types import DeviceTypes, allowed_points
+from greentrain.profile import LayerProfile
 from greentrain.sharing import group_sum_bytes
 
 __all__ = ["PartBytes", "SpanTables", "budget_round_j", "counted_w", "most_units_TS", "share_step", "span_tables"]
@@ -50,6 +52,7 @@ class SpanTables:
         stop_S: One past the last layer.
         span_LL: Number of the span [start, stop), shape (L + 1, L + 1); −1 where there is none.
         shared_S: Whether the layers of the span can be shared so.
+        like_S: Number of the first span of the same bytes and tokens, layer by layer: its memory and rings are alike.
         sum_bytes_S: Gradient bytes that a group sums.
         type_P: Device type of each slot.
         point_P: Name of its operating point.
@@ -74,6 +77,7 @@ class SpanTables:
     stop_S: np.ndarray
     span_LL: np.ndarray
     shared_S: np.ndarray
+    like_S: np.ndarray
     sum_bytes_S: np.ndarray
     type_P: np.ndarray
     point_P: tuple[str, ...]
@@ -173,14 +177,9 @@ def span_tables(
         device = types.device_T[index]
         for unit in range(1, len(part_R)):
             rows = unit * step if sharing == "samples" else micro_batch * (unit * step) / total
-            prefix_s_L2 = np.array(
-                [
-                    tables.shared_s(device, point, 0, stop, sharing=sharing, rows=rows, micro_batch=micro_batch)
-                    for stop in range(len(layers) + 1)
-                ]
-            )
-            own_s_S2 = prefix_s_L2[stop_S] - prefix_s_L2[start_S]
-            forward_s_PSR[number, :, unit], backward_s_PSR[number, :, unit] = own_s_S2[:, 0], own_s_S2[:, 1]
+            until_s_2L = np.array(tables.until_s(device, point, sharing=sharing, rows=rows, micro_batch=micro_batch))
+            own_s_2S = until_s_2L[:, stop_S] - until_s_2L[:, start_S]
+            forward_s_PSR[number, :, unit], backward_s_PSR[number, :, unit] = own_s_2S
         update_s_L2 = np.array(
             [tables.shared_update_s(device, point, 0, stop, sharing=sharing) for stop in range(len(layers) + 1)]
         )
@@ -204,6 +203,7 @@ def span_tables(
         stop_S=stop_S,
         span_LL=span_LL,
         shared_S=totals_S == total,
+        like_S=_like_S(layers, spans),
         sum_bytes_S=sums_L[stop_S] - sums_L[start_S],
         type_P=np.array([index for index, _ in slots], dtype=np.int32),
         point_P=tuple(point for _, point in slots),
@@ -219,6 +219,15 @@ def span_tables(
         budget_j_P=np.array([budget_round_j(device, problem) for device in owners]),
     )
     return found.slots(_useful_slots(found, by_energy=by_energy))
+
+
+def _like_S(layers: Sequence[LayerProfile], spans: list[tuple[int, int]]) -> np.ndarray:
+    """Number of the first span that differs from each span in names and FLOP at most; so does what is in front."""
+    sizes = [msgspec.structs.replace(layer, name="", forward_flop=0.0) for layer in layers]
+    alike = [sizes.index(own) for own in sizes]
+    first: dict[tuple[object, ...], int] = {}
+    keys = ((alike[start - 1] if start else None, *alike[start:stop], stop == len(layers)) for start, stop in spans)
+    return np.array([first.setdefault(key, number) for number, key in enumerate(keys)])
 
 
 def _network_s_2PSR(
@@ -309,9 +318,10 @@ def most_units_TS(
     for number in np.flatnonzero(most_S > least_bytes).tolist():
         start, stop = int(spans.start_S[number]), int(spans.stop_S[number])
         if spans.sharing != "samples" and spans.shared_S[number]:
-            if number not in known:
-                known[number] = _part_bytes(problem, spans, start, stop)
-            bytes_R = known[number].first_R + (in_flight - 1) * known[number].further_R
+            like = int(spans.like_S[number])
+            if like not in known:
+                known[like] = _part_bytes(problem, spans, start, stop)
+            bytes_R = known[like].first_R + (in_flight - 1) * known[like].further_R
             for index in tight:
                 # Whole parts of a byte lie between two numbers of units; the tolerance is rounding.
                 fits_R = bytes_R <= types.device_T[index].memory_bytes + 1e-3

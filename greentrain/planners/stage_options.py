@@ -122,12 +122,11 @@ class OptionMaker:
         spans, layers = self.spans, self.problem.model.layers
         if spans.sharing == "samples":
             return np.zeros(len(spans.start_S))
-        sizes = [
-            ring_bytes(rings, "forward") + ring_bytes(rings, "backward")
-            for start, stop in zip(spans.start_S.tolist(), spans.stop_S.tolist(), strict=True)
-            for rings in (stage_rings(spans.sharing, layers, start, stop),)
-        ]
-        return np.array(sizes, dtype=np.float64)
+        sizes_S = np.zeros(len(spans.start_S))
+        for number in set(spans.like_S.tolist()):
+            rings = stage_rings(spans.sharing, layers, int(spans.start_S[number]), int(spans.stop_S[number]))
+            sizes_S[number] = ring_bytes(rings, "forward") + ring_bytes(rings, "backward")
+        return sizes_S[spans.like_S]
 
     @cached_property
     def _rings_L(self) -> list[_LayerRings]:
