@@ -214,7 +214,8 @@ def _phase(spec: FinetuneSpec, seat: Seat, run_dir: Path, board: str, sampler: A
     job = PhaseJob(
         run=spec.run, plan=plan, device=seat.device, board=board,
         workload=first if with_backbone else cached_workload(spec.task, f"{spec.run}-cached"), inputs=inputs,
-        targets=targets, seed=spec.seed, start_epoch=seat.start_epoch, stop_epoch=seat.stop_epoch, order=order,
+        targets=targets, seed=spec.seed, start_epoch=seat.start_epoch, stop_epoch=seat.stop_epoch, epochs=spec.epochs,
+        order=order,
         run_dir=run_dir, host=seat.host, port=seat.port, message_timeout_s=seat.message_timeout_s,
     )  # fmt: skip
     ask = _cache_ask(spec)

@@ -41,7 +41,7 @@ from greentrain.runtime.messages import Progress
 from greentrain.runtime.redistribution import Traffic, redistribute
 from greentrain.runtime.resident import peak_bytes
 from greentrain.workloads.adapters.pairs import PairBlock
-from greentrain.workloads.workload import Tensors, Workload, block_outputs, structure_sha256
+from greentrain.workloads.workload import Tensors, Workload, block_outputs, learning_rate_at, structure_sha256
 
 __all__ = [
     "EpochFigures",
@@ -152,6 +152,7 @@ class PhaseJob:
         seed: Of weights and orders.
         start_epoch: Epochs that are done already.
         stop_epoch: Epochs that are done afterwards.
+        epochs: Epochs of the run, over which the step size falls.
         order: Samples in the order of an epoch, counted from 0, the same on every rank.
         run_dir: Where the states of epochs go.
         host: Address of rank 0.
@@ -170,6 +171,7 @@ class PhaseJob:
     seed: int
     start_epoch: int
     stop_epoch: int
+    epochs: int
     order: Callable[[int], np.ndarray]
     run_dir: Path
     host: str
@@ -347,7 +349,8 @@ class _Phase:
         for number in range(rounds):
             rows = _RoundRows(job, arrays, order[number * plan.batch : (number + 1) * plan.batch])
             executor.observe = lambda micro, rows=rows: keep(rows.chosen(micro))
-            part, timed = executor.run_round(rows)
+            rate = learning_rate_at(job.workload, epoch * rounds + number, job.epochs * rounds)
+            part, timed = executor.run_round(rows, learning_rate=rate)
             if not math.isfinite(part):
                 raise RunError(
                     f"{job.device}: the loss is {part} in round {number + 1} of epoch {epoch + 1}.",

@@ -21,7 +21,7 @@ from greentrain.runtime.finetuning import PhaseReport
 from greentrain.runtime.network import free_port
 
 ALONE: case.Groups = [(0, 5, {"a": 4})]
-EPOCHS = 3
+EPOCHS = case.EPOCHS
 
 
 def spec(folder: Path, phase: str, start: int, stop: int, **changes: object) -> case.Spec:

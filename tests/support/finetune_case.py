@@ -35,7 +35,7 @@ from greentrain.workloads.parts import AttentionParts, FeedForwardParts, LayerPa
 from greentrain.workloads.workload import Tensors, Workload, block_outputs, build_seeded, structure_sha256
 
 WIDTH, HEADS, MIDDLE, KNOWN, TOKENS, CLASSES = 16, 4, 24, 50, 9, 2
-SAMPLES, BATCH, MICRO = 26, 8, 4
+SAMPLES, BATCH, MICRO, EPOCHS = 26, 8, 4, 3
 Groups = list[tuple[int, int, dict[str, int]]]
 
 
@@ -124,8 +124,8 @@ def workload(*, cached: bool) -> Workload:
     return Workload(
         name="tiny", description="for tests", dataset="none",
         build=lambda seed: side_blocks(pairs(seed)) if cached else pairs(seed), example=example,
-        loss=functional.cross_entropy, optimizer="adam", learning_rate=1e-2, batch=BATCH, micro_batches=(MICRO,),
-        epochs=3, target_accuracy=0.0,
+        loss=functional.cross_entropy, optimizer="adam", learning_rate=1e-2, schedule="linear", batch=BATCH,
+        micro_batches=(MICRO,), epochs=EPOCHS, target_accuracy=0.0,
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def run(spec: Spec) -> PhaseReport:
     job = PhaseJob(
         run="r", plan=first_plan if spec.phase == "backbone" else cached_plan, device=spec.device, board=spec.device,
         workload=workload(cached=spec.phase == "cached"), inputs=(ids, mask), targets=targets, seed=3,
-        start_epoch=spec.start_epoch, stop_epoch=spec.stop_epoch, order=order, run_dir=run_dir, host=spec.host,
+        start_epoch=spec.start_epoch, stop_epoch=spec.stop_epoch, epochs=EPOCHS, order=order, run_dir=run_dir, host=spec.host,
         port=spec.port, join_timeout_s=40, message_timeout_s=20,
     )  # fmt: skip
     stores = Stores(
