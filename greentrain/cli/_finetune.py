@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
@@ -17,17 +16,17 @@ import msgspec
 from greentrain.carbon import co2e_kg
 from greentrain.cli._common import say
 from greentrain.cli._finetune_data import Texts, read_texts
+from greentrain.cli._finetune_phases import MEMORY_FOLDER, Phases, phase_entries
 from greentrain.cli._finetune_plan import (
     ASSUMED_STORAGE,
     cache_shape,
     phase_problems,
     plan_text,
-    runs_here,
     single_plan,
 )
-from greentrain.cli._finetune_worker import FINETUNE_SCHEMA, REPORT_SCHEMA, FinetuneSpec, Seat, SeatReport
-from greentrain.cli._run import check_run_name, runnable_entry, stopped_by_signals
-from greentrain.errors import NotSupportedError, RunError, UsageError
+from greentrain.cli._finetune_worker import FINETUNE_SCHEMA, REPORT_SCHEMA, FinetuneSpec, SeatReport
+from greentrain.cli._run import check_run_name, stopped_by_signals
+from greentrain.errors import NotSupportedError, UsageError
 from greentrain.files import file_sha256, read_json, write_json, writing
 from greentrain.objective import Objective
 from greentrain.parallel.adapters import CacheDtype
@@ -36,16 +35,12 @@ from greentrain.units import format_quantity, parse_quantity
 from greentrain.workloads.adapters.settings import SideSettings
 
 if TYPE_CHECKING:
-    from greentrain.cluster_file import DeviceEntry
     from greentrain.planners.two_phase import FinetunePlan
-    from greentrain.runtime.launch import WorkerCommand
-    from greentrain.runtime.messages import Progress
     from greentrain.workloads.adapters.task import AdapterTask, Method
 
 __all__ = ["FinetuneOptions", "FinetuneSummary", "finetune", "summary_text"]
 
 SUMMARY_SCHEMA = "greentrain.finetune_summary/1"
-_SHOW_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +173,11 @@ def finetune(options: FinetuneOptions) -> tuple[Path, FinetuneSummary]:
     begun_s = time.monotonic()
     with stopped_by_signals(), _in_memory(options, folder) as root:
         spec, planned = _spec(options, run, folder, texts, root)
-        entries = _entries(spec)
-        _phases(spec, folder, entries, options)
+        phases = Phases(
+            spec=spec, folder=folder, entries=phase_entries(spec, options.sysroot), profiles=options.profiles,
+            sysroot=options.sysroot, quiet=options.as_json,
+        )  # fmt: skip
+        phases.run()
         return folder, _finish(spec, folder, texts, options, planned, time.monotonic() - begun_s)
 
 
@@ -189,9 +187,9 @@ def _in_memory(options: FinetuneOptions, folder: Path) -> Generator[Path, None, 
     if options.cache != "memory":
         yield options.cache_dir or folder / "cache"
         return
-    memory = Path("/dev/shm")
+    memory = Path(MEMORY_FOLDER)
     if not memory.is_dir():
-        raise NotSupportedError("--cache memory needs /dev/shm, which this machine lacks.", hint="Take --cache disk.")
+        raise NotSupportedError(f"--cache memory needs {memory}, which this machine lacks.", hint="Take --cache disk.")
     root = Path(tempfile.mkdtemp(prefix="greentrain-", dir=memory))
     try:
         yield root
@@ -284,101 +282,6 @@ def _plans(options: FinetuneOptions, task: AdapterTask, texts: Texts) -> tuple[P
     say(plan_text(found), quiet=options.as_json)
     cached_plan = None if found.cached is None else found.cached.plan
     return found.first, cached_plan, found
-
-
-def _entries(spec: FinetuneSpec) -> dict[str, DeviceEntry | None]:
-    """How each device's worker is started."""
-    devices = dict.fromkeys((*spec.first.devices, *(spec.cached.devices if spec.cached else ())))
-    if spec.cluster is None:
-        return dict.fromkeys(devices)
-    from greentrain.cli._cluster import load_cluster
-
-    file, _ = load_cluster(Path(spec.cluster))
-    entries = {device: runnable_entry(file, device) for device in devices}
-    for device, entry in entries.items():
-        if not (entry.launch or "").startswith(("local", "lab:")):
-            raise NotSupportedError(
-                f"device {device!r} has launch {entry.launch!r}; fine-tuning starts local devices and lab nodes only.",
-                hint="Leave it out with --device, naming the others.",
-            )
-    return {**entries}
-
-
-def _phases(spec: FinetuneSpec, folder: Path, entries: dict[str, DeviceEntry | None], options: FinetuneOptions) -> None:
-    """Start the workers of each phase that is not done yet."""
-    from greentrain.runtime.adapter_state import epochs_done
-
-    done = epochs_done(folder)
-    resumed = done > 0
-    last_with_backbone = 1 if spec.cached is not None else spec.epochs
-    if done < last_with_backbone:
-        say(f"With the backbone: {runs_here(spec.first)}", quiet=options.as_json)
-        _run_phase(spec, folder, entries, "backbone", done, last_with_backbone, resumed=resumed, options=options)
-        done = last_with_backbone
-    if spec.cached is not None and done < spec.epochs:
-        say(f"From the cache: {runs_here(spec.cached)}", quiet=options.as_json)
-        _run_phase(spec, folder, entries, "cached", done, spec.epochs, resumed=resumed, options=options)
-
-
-def _run_phase(
-    spec: FinetuneSpec, folder: Path, entries: dict[str, DeviceEntry | None], phase: Literal["backbone", "cached"],
-    start: int, stop: int, *, resumed: bool, options: FinetuneOptions,
-) -> None:  # fmt: skip
-    from greentrain.runtime.launch import run_workers
-    from greentrain.runtime.network import free_port
-
-    plan = spec.first if phase == "backbone" or spec.cached is None else spec.cached
-    devices = plan.devices if phase == "backbone" else tuple(dict.fromkeys((*plan.devices, *spec.first.devices)))
-    host = _host(entries[devices[0]])
-    port, meet_port = free_port(), free_port()
-    commands: list[WorkerCommand] = []
-    for device in devices:
-        seat = Seat(
-            spec=str(folder / "finetune.json"), device=device, phase=phase, start_epoch=start, stop_epoch=stop,
-            host=host, port=port, meet_port=meet_port, resumed=resumed, sysroot=str(options.sysroot),
-        )  # fmt: skip
-        commands.append(_command(seat, entries[device], folder))
-    shown = _Shown(quiet=options.as_json)
-    try:
-        run_workers(commands, shown.report)
-    except RunError as error:
-        error.hint = f"{error.hint or ''} Run the same command with --run {spec.run} to go on.".strip()
-        raise
-
-
-@dataclass
-class _Shown:
-    """Progress, a line every few seconds."""
-
-    quiet: bool
-    last_s: float = 0.0
-
-    def report(self, progress: Progress) -> None:
-        now_s = time.monotonic()
-        if progress.step == progress.steps or now_s - self.last_s > _SHOW_EVERY_S:
-            self.last_s = now_s
-            loss = "" if progress.loss is None else f", loss {progress.loss:.4f}"
-            say(f"  epoch {progress.epoch}, round {progress.step}/{progress.steps}{loss}", quiet=self.quiet)
-
-
-def _host(entry: DeviceEntry | None) -> str:
-    return entry.address if entry is not None and entry.address is not None else "127.0.0.1"
-
-
-def _command(seat: Seat, entry: DeviceEntry | None, folder: Path) -> WorkerCommand:
-    from greentrain.runtime.launch import WorkerCommand
-
-    argv = [sys.executable, "-m", "greentrain.cli._finetune_worker", msgspec.json.encode(seat).decode()]
-    env = {"GREENTRAIN_DEVICE_ID": seat.device}
-    if entry is not None:
-        from greentrain.cli._run import _placed  # pyright: ignore[reportPrivateUsage]
-
-        if entry.threads is not None:
-            env["OMP_NUM_THREADS"] = str(entry.threads)
-        argv, env = _placed(entry, argv, env)
-    return WorkerCommand(
-        device=seat.device, argv=argv, env=env, log=folder / "logs" / f"{seat.phase}-{seat.device}.log"
-    )
 
 
 def _finish(

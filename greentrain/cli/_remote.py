@@ -10,12 +10,12 @@ from greentrain.cli._common import say
 from greentrain.cluster_file import DeviceEntry
 from greentrain.errors import GreentrainError, UsageError
 from greentrain.plugins import is_file_spec
-from greentrain.runtime.remote import fetch_run, host_of, send_files
+from greentrain.runtime.remote import Host, fetch_run, host_of, send_files
 
 if TYPE_CHECKING:
     from greentrain.cli._run import RunOptions
 
-__all__ = ["REMOTE_CLUSTER", "REMOTE_PROFILES", "fetch_runs", "send_run_files"]
+__all__ = ["REMOTE_CLUSTER", "REMOTE_PROFILES", "cluster_files", "fetch_runs", "hosts_of", "send_run_files"]
 
 REMOTE_CLUSTER = "cluster.toml"
 REMOTE_PROFILES = "profiles"
@@ -28,20 +28,34 @@ def send_run_files(entries: Sequence[DeviceEntry], folder: Path, options: RunOpt
         UsageError: A file lies where it would not be found there.
         RunError: A host does not answer or cannot keep them.
     """
-    hosts = dict.fromkeys(host for entry in entries if (host := host_of(entry)) is not None)
+    hosts = hosts_of(entries)
     if not hosts:
         return
-    files = {f"{folder.as_posix()}/plan.json": folder / "plan.json", REMOTE_CLUSTER: options.cluster_path}
-    files |= {f"{REMOTE_PROFILES}/{path.name}": path for path in sorted(options.profiles.glob("*.json"))}
-    for entry in _entries_of(options.cluster_path):
-        if entry.profile is not None:
-            files[_inside(entry.profile, f"profile of device {entry.id!r}")] = (
-                options.cluster_path.parent / entry.profile
-            )
+    files = {f"{folder.as_posix()}/plan.json": folder / "plan.json"}
+    files |= cluster_files(options.cluster_path, options.profiles)
     for path in _own_files(workload):
         files[_inside(path, "the workload")] = Path(path)
     for host in hosts:
         send_files(host, files)
+
+
+def hosts_of(entries: Sequence[DeviceEntry]) -> tuple[Host, ...]:
+    """Each host of the devices once."""
+    return tuple(dict.fromkeys(host for entry in entries if (host := host_of(entry)) is not None))
+
+
+def cluster_files(cluster_path: Path, profiles: Path) -> dict[str, Path]:
+    """The cluster with its profiles: file here by its path in the folder on a host.
+
+    Raises:
+        UsageError: A profile lies where it would not be found there.
+    """
+    files = {REMOTE_CLUSTER: cluster_path}
+    files |= {f"{REMOTE_PROFILES}/{path.name}": path for path in sorted(profiles.glob("*.json"))}
+    for entry in _entries_of(cluster_path):
+        if entry.profile is not None:
+            files[_inside(entry.profile, f"profile of device {entry.id!r}")] = cluster_path.parent / entry.profile
+    return files
 
 
 def _own_files(workload: str | None) -> list[str]:
@@ -72,17 +86,20 @@ def _inside(path: str, what: str) -> str:
     return str(pure)
 
 
-def fetch_runs(entries: Sequence[DeviceEntry], folder: Path, *, failed: bool = False) -> None:
+def fetch_runs(
+    entries: Sequence[DeviceEntry], folder: Path, *, failed: bool = False, without: Sequence[str] = ()
+) -> None:
     """Bring what the hosts wrote of a run; files that are here already stay.
 
     Args:
         entries: The run's devices.
         folder: The run's folder here.
         failed: The run was cut short: a host that does not answer is said, and no error.
+        without: Names in the run's folder that stay on the hosts.
     """
-    for host in dict.fromkeys(host for entry in entries if (host := host_of(entry)) is not None):
+    for host in hosts_of(entries):
         try:
-            fetch_run(host, folder.name, folder)
+            fetch_run(host, folder.name, folder, without=without)
         except GreentrainError as error:
             if not failed:
                 raise

@@ -38,7 +38,9 @@ __all__ = [
     "check_processors",
     "check_run_name",
     "claim_folder",
+    "coordinator_address",
     "launch_run",
+    "placed",
     "runnable_entry",
     "stopped_by_signals",
     "worker_commands",
@@ -263,7 +265,7 @@ def worker_commands(
     from greentrain.runtime.network import free_port
     from greentrain.runtime.remote import host_of, remote_argv
 
-    coordinator = f"{_coordinator_address(entries)}:{free_port()}"
+    coordinator = f"{coordinator_address(entries)}:{free_port()}"
     commands: list[WorkerCommand] = []
     for entry in entries:
         host = host_of(entry)
@@ -283,7 +285,7 @@ def worker_commands(
         if host is not None:
             argv, env = remote_argv(host, arguments, env), {}
         else:
-            argv, env = _placed(entry, [sys.executable, "-m", "greentrain.cli", *arguments], env)
+            argv, env = placed(entry, [sys.executable, "-m", "greentrain.cli", *arguments], env)
         log = folder / "logs" / f"{entry.id}.log"
         commands.append(WorkerCommand(device=entry.id, argv=argv, env=env, log=log))
     return commands
@@ -303,7 +305,7 @@ def _recovery_arguments(options: RunOptions) -> list[str]:
     return found if options.resume is None else [*found, "--resume", str(options.resume)]
 
 
-def _coordinator_address(entries: Sequence[DeviceEntry]) -> str:
+def coordinator_address(entries: Sequence[DeviceEntry]) -> str:
     """Where the other workers reach the first one."""
     from greentrain.runtime.network import address_towards
     from greentrain.runtime.remote import host_of
@@ -317,7 +319,7 @@ def _coordinator_address(entries: Sequence[DeviceEntry]) -> str:
     return "127.0.0.1" if elsewhere is None else address_towards(elsewhere)
 
 
-def _placed(entry: DeviceEntry, argv: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+def placed(entry: DeviceEntry, argv: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """The command as it is started from here, by the entry's launch."""
     launch = entry.launch or ""
     if launch == "local" and entry.quota_percent is not None:

@@ -19,7 +19,7 @@ from greentrain.errors import RunError, UnavailableError
 from greentrain.files import write_bytes
 from greentrain.runtime.lifeline import LAUNCHED
 
-__all__ = ["Host", "fetch_run", "host_of", "remote_argv", "send_files"]
+__all__ = ["Host", "fetch_run", "has_run", "host_of", "remote_argv", "remove_folder", "send_files"]
 
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5")
 _TRANSFER_TIMEOUT_S = 600.0
@@ -58,16 +58,19 @@ def _ssh(host: Host, command: str) -> list[str]:
     return ["ssh", *_OPTIONS, *port, host.target, command]
 
 
-def remote_argv(host: Host, arguments: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+def remote_argv(
+    host: Host, arguments: Sequence[str], environ: Mapping[str, str], *, module: str = "greentrain.cli"
+) -> list[str]:
     """The command that runs greentrain on a host, from the run's folder there.
 
     Args:
         host: Where.
         arguments: What follows ``python -m greentrain.cli``.
         environ: Environment variables for it.
+        module: What is run instead of the command line.
     """
     settings = [f"{name}={shlex.quote(value)}" for name, value in {**environ, LAUNCHED: "1"}.items()]
-    program = [_path(host.python), "-m", "greentrain.cli", *(shlex.quote(argument) for argument in arguments)]
+    program = [_path(host.python), "-m", module, *(shlex.quote(argument) for argument in arguments)]
     # Its path is taken from the home folder, before the run's folder is entered.
     return _ssh(
         host, f'P={program[0]}; cd {_path(host.folder)} && exec env {" ".join(settings)} "$P" {" ".join(program[1:])}'
@@ -100,13 +103,32 @@ def send_files(host: Host, files: Mapping[str, Path]) -> None:
     _run(host, f"mkdir -p {folder} && tar -xf - -C {folder}", packed.getvalue())
 
 
-def fetch_run(host: Host, run: str, folder: Path) -> list[str]:
+def has_run(host: Host, run: str) -> bool:
+    """Whether a host has a folder of that run.
+
+    Raises:
+        RunError: The host does not answer.
+    """
+    return bool(_run(host, f"test -d {_run_path(host, run)} && echo yes || true", b""))
+
+
+def remove_folder(host: Host, folder: str) -> None:
+    """Remove a folder and what is in it from a host; one that is not there is no error.
+
+    Raises:
+        RunError: The host does not answer, or it cannot be removed.
+    """
+    _run(host, f"rm -rf -- {_path(folder)}", b"")
+
+
+def fetch_run(host: Host, run: str, folder: Path, *, without: Sequence[str] = ()) -> list[str]:
     """Bring a run's files from a host, but only those that are not here yet.
 
     Args:
         host: From where.
         run: Name of the run.
         folder: Its folder here.
+        without: Names in the folder that stay there.
 
     Returns:
         Names of the files that came, relative to the folder.
@@ -114,9 +136,10 @@ def fetch_run(host: Host, run: str, folder: Path) -> list[str]:
     Raises:
         RunError: The host does not answer, or what it sent is no archive.
     """
-    there = _path(f"{host.folder.rstrip('/')}/runs/{run}")
+    there = _run_path(host, run)
+    left = "".join(f" --exclude={shlex.quote(f'./{name}')}" for name in without)
     # A host on which the worker wrote nothing has no such folder: nothing comes.
-    data = _run(host, f"test -d {there} && tar -cf - -C {there} . || true", b"")
+    data = _run(host, f"test -d {there} && tar -cf -{left} -C {there} . || true", b"")
     if not data:
         return []
     came: list[str] = []
@@ -132,6 +155,10 @@ def fetch_run(host: Host, run: str, folder: Path) -> list[str]:
     except (tarfile.TarError, OSError) as error:
         raise RunError(f"the run's files from {host.target} cannot be kept ({error}).") from error
     return came
+
+
+def _run_path(host: Host, run: str) -> str:
+    return _path(f"{host.folder.rstrip('/')}/runs/{run}")
 
 
 def _check_inside(name: PurePosixPath, folder: Path) -> None:

@@ -10,21 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from work_folder import write_reviews
 
 from greentrain.cli._finetune_data import read_texts
 from greentrain.errors import UsageError
 
 README = Path(__file__).parents[2] / "README.md"
-GOOD, BAD = ("a wonderful film", "great acting and a lovely story"), ("a terrible film", "boring and badly acted")
-
-
-def write_reviews(folder: Path) -> Path:
-    lines = ["sentence,verdict"]
-    for number in range(20):
-        lines += [f"{GOOD[number % 2]} number {number},good", f"{BAD[number % 2]} number {number},bad"]
-    path = folder / "reviews.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

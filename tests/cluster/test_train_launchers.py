@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from work_folder import Training, make_work_folder, unreadable, until
+from ssh_server import launch_over_ssh, ssh_port
+from work_folder import Training, make_work_folder, unreadable
 
 from greentrain.cli import main
 from greentrain.runtime.network import free_port
 
-SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
+__all__ = ["ssh_port"]
 
 
 @pytest.fixture
@@ -30,53 +29,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         main(["schedule", "--planner", "pipeline", "--micro-batch", "8"])
     assert ended.value.code == 0
     return here
-
-
-@pytest.fixture
-def ssh_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[int, None, None]:
-    """An SSH server of this user on this machine, and an ``ssh`` that knows its key."""
-    if SSHD is None or shutil.which("ssh") is None:
-        pytest.skip("needs OpenSSH's client and server")
-    keys = tmp_path / "keys"
-    keys.mkdir(mode=0o700)
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name)], check=True)
-    (keys / "allowed").write_text((keys / "user.pub").read_text())
-    port = free_port()
-    config = keys / "sshd_config"
-    config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {keys}/host\nAuthorizedKeysFile {keys}/allowed\n"
-        f"PidFile none\nStrictModes no\nUsePAM no\n"
-    )
-    wrapper = tmp_path / "bin" / "ssh"
-    wrapper.parent.mkdir()
-    wrapper.write_text(
-        f"#!/bin/sh\nexec {shutil.which('ssh')} -F none -i {keys}/user -o StrictHostKeyChecking=no "
-        f'-o UserKnownHostsFile={keys}/known -o LogLevel=ERROR "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=subprocess.PIPE, text=True)
-    try:
-        until(lambda: subprocess.run(["ssh", "-p", str(port), "127.0.0.1", "true"], check=False).returncode == 0)
-        yield port
-    finally:
-        server.kill()
-        server.communicate()
-
-
-def launch_over_ssh(folder: Path, port: int, elsewhere: Path) -> None:
-    """Both devices of the cluster are hosts reached over SSH, with a folder each."""
-    text = (folder / "cluster.toml").read_text()
-    for device in ("a", "b"):
-        text = text.replace(
-            f'profile = "profiles/{device}.device.json"\nlaunch = "local"',
-            f'profile = "profiles/{device}.device.json"\nlaunch = "ssh:127.0.0.1:{port}"\n'
-            f'folder = "{elsewhere}/{device}"\npython = "{sys.executable}"',
-        )
-    (folder / "cluster.toml").write_text(text)
 
 
 def test_workers_over_ssh_leave_the_runs_files_here(folder: Path, ssh_port: int, tmp_path: Path) -> None:

@@ -174,8 +174,8 @@ def run(spec: Spec) -> PhaseReport:
     job = PhaseJob(
         run="r", plan=first_plan if spec.phase == "backbone" else cached_plan, device=spec.device, board=spec.device,
         workload=workload(cached=spec.phase == "cached"), inputs=(ids, mask), targets=targets, seed=3,
-        start_epoch=spec.start_epoch, stop_epoch=spec.stop_epoch, epochs=EPOCHS, order=order, run_dir=run_dir, host=spec.host,
-        port=spec.port, join_timeout_s=40, message_timeout_s=20,
+        start_epoch=spec.start_epoch, stop_epoch=spec.stop_epoch, epochs=EPOCHS, order=order, run_dir=run_dir,
+        host=spec.host, port=spec.port, join_timeout_s=40, message_timeout_s=20,
     )  # fmt: skip
     stores = Stores(
         ask=CacheAsk(root=run_dir / "cache", dtype=spec.dtype), key=key(), entries=cached_entries(pairs(0)),

@@ -23,7 +23,7 @@ from greentrain.profile_files import write_device_profile, write_layer_times, wr
 from greentrain.workloads import load_workload
 from greentrain_harness.profilers.layers import profile_model
 
-__all__ = ["Training", "make_work_folder", "unreadable", "until"]
+__all__ = ["Training", "make_work_folder", "unreadable", "until", "write_reviews"]
 
 PROVENANCE = Provenance(meter="none", source="modelled", command="test", host="test", versions={}, trials_n=1)
 
@@ -59,9 +59,16 @@ workload = Workload(
 )
 """
 
+_GOOD, _BAD = ("a wonderful film", "great acting and a lovely story"), ("a terrible film", "boring and badly acted")
+
 
 def make_work_folder(
-    folder: Path, *, devices: Sequence[str] = ("a", "b"), model: str | None = None, pause_s: float = 0.0
+    folder: Path,
+    *,
+    devices: Sequence[str] = ("a", "b"),
+    model: str | None = None,
+    pause_s: float = 0.0,
+    slowness: float = 1.0,
 ) -> None:
     """Write the files that ``measure`` and ``cluster init`` would have written. Call in ``folder``.
 
@@ -70,6 +77,7 @@ def make_work_folder(
         devices: Local workers; each is twice as slow as the one before.
         model: A workload that comes with greentrain, instead of the small one in ``net.py``.
         pause_s: What a forward pass of the small one takes, seconds.
+        slowness: All made-up layer times are so many times longer.
     """
     (folder / "net.py").write_text(f"PAUSE_S = {pause_s}\n{NET}")
     spec = model or "net.py:workload"
@@ -79,7 +87,7 @@ def make_work_folder(
     profiles = folder / "profiles"
     write_model_profile(profiles, profile)
     for index, device in enumerate(devices):
-        write_layer_times(profiles, _times(profile, device, slowness=2.0**index))
+        write_layer_times(profiles, _times(profile, device, slowness=slowness * 2.0**index))
         write_device_profile(profiles, DeviceProfile(device=_device(device), provenance=PROVENANCE))
     tables = "\n".join(
         f'[[device]]\nid = "{device}"\nprofile = "profiles/{device}.device.json"\nlaunch = "local"\nboard = "pc"\n'
@@ -89,6 +97,16 @@ def make_work_folder(
     )
     head = 'name = "home"\n\n[link]\nbandwidth = "1Gbit"\nlatency = "0.1ms"\n\n'
     (folder / "cluster.toml").write_text(head + tables)
+
+
+def write_reviews(folder: Path) -> Path:
+    """Forty short texts with a verdict each."""
+    lines = ["sentence,verdict"]
+    for number in range(20):
+        lines += [f"{_GOOD[number % 2]} number {number},good", f"{_BAD[number % 2]} number {number},bad"]
+    path = folder / "reviews.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 def _times(profile: ModelProfile, kind: str, *, slowness: float) -> LayerTimes:

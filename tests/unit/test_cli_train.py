@@ -9,12 +9,14 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from command import Command
 from work_folder import make_work_folder
 
 import greentrain.cli._run as run_module
 import greentrain.cli._work as work_module
+from greentrain.cluster_file import DeviceEntry
 from greentrain.runtime.network import free_port
 
 
@@ -142,6 +144,23 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_module, "_REACH_TIMEOUT_S", 0.1)
     monkeypatch.setattr(work_module, "restrain", str)
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+
+def test_a_worker_that_is_kept_to_some_processors_takes_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    taken: list[object] = []
+
+    def keep(pid: int, cpus: set[int]) -> None:
+        taken.append(cpus)
+
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {0, 1, 2, 3}}.__getitem__)
+    monkeypatch.setattr(os, "sched_setaffinity", keep)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    entry = DeviceEntry(id="a", profile="a.json", launch="local", cpus="1-2")
+    work_module.restrain(entry)
+    work_module.restrain(msgspec.structs.replace(entry, threads=1))
+    work_module.restrain(msgspec.structs.replace(entry, cpus=None))
+    assert taken == [{1, 2}, 2, {1, 2}, 1]
 
 
 @pytest.mark.usefixtures("alone")
