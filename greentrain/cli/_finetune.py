@@ -56,6 +56,7 @@ class FinetuneOptions:
     devices: tuple[str, ...]
     method: Method
     minimise: Literal["energy", "time", "edp"]
+    planner: str
     epochs: int
     batch: int
     tokens_n: int
@@ -173,9 +174,13 @@ def finetune(options: FinetuneOptions) -> tuple[Path, FinetuneSummary]:
     begun_s = time.monotonic()
     with stopped_by_signals(), _in_memory(options, folder) as root:
         spec, planned = _spec(options, run, folder, texts, root)
+        entries = phase_entries(spec, options.sysroot)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "finetune.json", spec, schema=FINETUNE_SCHEMA)
         phases = Phases(
-            spec=spec, folder=folder, entries=phase_entries(spec, options.sysroot), profiles=options.profiles,
-            sysroot=options.sysroot, quiet=options.as_json,
+            spec=spec, folder=folder, entries=entries, profiles=options.profiles, sysroot=options.sysroot,
+            in_memory=options.cache == "memory", quiet=options.as_json,
         )  # fmt: skip
         phases.run()
         return folder, _finish(spec, folder, texts, options, planned, time.monotonic() - begun_s)
@@ -230,9 +235,8 @@ def _spec(
                 hint="Choose another --run NAME; runs are not overwritten.",
             )
         say(f"Run {run} goes on.", quiet=options.as_json)
-        changed = msgspec.structs.replace(found, epochs=options.epochs, cache_root=str(cache_root))
-        write_json(path, changed, schema=FINETUNE_SCHEMA)
-        return changed, None
+        data = str(options.data.absolute())
+        return msgspec.structs.replace(found, epochs=options.epochs, data=data, cache_root=str(cache_root)), None
     first, cached, planned = _plans(options, task, texts)
     key = None
     if options.cache == "encrypted":
@@ -246,9 +250,6 @@ def _spec(
         if options.cache_limit else None,
         cluster=None if options.cluster_path is None else str(options.cluster_path),
     )  # fmt: skip
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, spec, schema=FINETUNE_SCHEMA)
     return spec, planned
 
 
@@ -257,6 +258,12 @@ def _plans(options: FinetuneOptions, task: AdapterTask, texts: Texts) -> tuple[P
     from greentrain.workloads.adapters.task import cached_workload, task_workload
 
     wants_cache = options.method == "parallel-adapters" and options.cache != "none" and options.epochs > 1
+    if options.planner != "auto" and (options.cluster_path is None or options.method == "parallel-adapters"):
+        raise UsageError(
+            f"--planner is {options.planner!r}, but "
+            + ("there is no --cluster." if options.cluster_path is None else "both phases are planned together."),
+            hint="It is for --method full, lora, ia3 or head on a cluster.",
+        )
     if options.cluster_path is None:
         first = single_plan(task, task_workload(task, "backbone"), "here")
         cached = single_plan(task, cached_workload(task, "cached"), "here") if wants_cache else None
@@ -265,9 +272,9 @@ def _plans(options: FinetuneOptions, task: AdapterTask, texts: Texts) -> tuple[P
         task, options.cluster_path, options.profiles, Objective(minimise=options.minimise), options.devices
     )
     if later is None:
-        from greentrain.planners import auto
+        from greentrain.planners import load_planner
 
-        return auto.plan(first), None, None
+        return load_planner(options.planner)(first), None, None
     from greentrain.planners.two_phase import CacheRoom, plan_phases
 
     _, mask = task.source.encode(texts.texts[: texts.train_n], task.tokens_n)

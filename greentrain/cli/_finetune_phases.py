@@ -48,6 +48,12 @@ def phase_entries(spec: FinetuneSpec, sysroot: Path) -> dict[str, DeviceEntry | 
 
     file, _ = load_cluster(Path(spec.cluster))
     entries = [runnable_entry(file, device) for device in devices]
+    for entry in entries:
+        if entry.launch == "manual":
+            raise UsageError(
+                f"device {entry.id!r} has launch 'manual', expected 'local', 'ssh:USER@HOST' or 'lab:NAME/NODE'.",
+                hint="Change it in cluster.toml, or name the other devices with --device.",
+            )
     check_network(entries)
     check_processors(entries, sysroot)
     return {entry.id: entry for entry in entries}
@@ -63,6 +69,7 @@ class Phases:
         entries: How each device's worker is started.
         profiles: Folder of profiles.
         sysroot: Prefix of the sensors' files of this machine.
+        in_memory: The caches lie in memory and end with the run.
         quiet: Nothing is said of the progress.
     """
 
@@ -71,6 +78,7 @@ class Phases:
     entries: Mapping[str, DeviceEntry | None]
     profiles: Path
     sysroot: Path
+    in_memory: bool
     quiet: bool
 
     def run(self) -> None:
@@ -83,7 +91,11 @@ class Phases:
         from greentrain.runtime.adapter_state import epochs_done
 
         spec = self.spec
-        self._check_hosts()
+        if self._told.exists():
+            # Perhaps nobody was left to bring it.
+            self._fetch(self._started, failed=False)
+        else:
+            self._check_hosts()
         done = epochs_done(self.folder)
         resumed = done > 0
         last_with_backbone = 1 if spec.cached is not None else spec.epochs
@@ -108,8 +120,6 @@ class Phases:
         return self.folder / "finetune.hosts.json"
 
     def _check_hosts(self) -> None:
-        if self._told.exists():
-            return
         for host in hosts_of(self._started):
             if has_run(host, self.spec.run):
                 raise UsageError(
@@ -119,7 +129,7 @@ class Phases:
 
     def _clear_memory(self) -> None:
         """A cache in memory is gone with the run, on hosts too."""
-        if not self.spec.cache_root.startswith(f"{MEMORY_FOLDER}/"):
+        if not self.in_memory:
             return
         for host in hosts_of(self._started):
             try:
@@ -136,7 +146,8 @@ class Phases:
         # Those that only computed the cache hand it on.
         devices = plan.devices if phase == "backbone" else tuple(dict.fromkeys((*plan.devices, *spec.first.devices)))
         taking = [entry for device in devices if (entry := self.entries[device]) is not None]
-        self._send(taking)
+        self._forget(phase, start)
+        self._send(taking, start)
         host, port, meet_port = coordinator_address(taking) if taking else "127.0.0.1", free_port(), free_port()
         commands = [
             self._command(
@@ -156,14 +167,29 @@ class Phases:
             error.hint = f"{error.hint or ''} Run the same command with --run {spec.run} to go on.".strip()
             raise
         finally:
-            fetch_runs(taking, self.folder, failed=failed, without=(_CACHE, _KEY, self._texts, "finetune.json"))
+            self._fetch(taking, failed=failed)
+
+    def _forget(self, phase: Phase, start: int) -> None:
+        """What an earlier try of this phase said of itself, without finishing its epochs."""
+        later = (path for path in self.folder.glob("epoch-*.json") if int(path.stem.removeprefix("epoch-")) > start)
+        for path in (*self.folder.glob(f"{phase}-{start}-*.json"), *later):
+            path.unlink()
+
+    def _fetch(self, entries: list[DeviceEntry], *, failed: bool) -> None:
+        """What the hosts wrote and is not here, but for what stays there."""
+        here = [path.name for path in self.folder.iterdir()]
+        caches = Path(self.spec.cache_root)
+        inside = [caches.relative_to(self.folder).as_posix()] if caches.is_relative_to(self.folder) else []
+        fetch_runs(entries, self.folder, failed=failed, without=(_CACHE, _KEY, self._texts, *inside, *here))
 
     @property
     def _texts(self) -> str:
         return f"texts{Path(self.spec.data).suffix}"
 
-    def _send(self, entries: list[DeviceEntry]) -> None:
+    def _send(self, entries: list[DeviceEntry], start: int) -> None:
         """The run with its texts, the cluster, and what the epochs so far have trained."""
+        from greentrain.runtime.adapter_state import epoch_file
+
         hosts = hosts_of(entries)
         if not hosts:
             return
@@ -175,11 +201,8 @@ class Phases:
         )  # fmt: skip
         write_json(self._told, changed, schema=FINETUNE_SCHEMA)
         files = {f"{run}/finetune.json": self._told, f"{run}/{self._texts}": Path(self.spec.data)}
-        files |= {
-            f"{run}/{path.name}": path
-            for path in (*self.folder.glob("epoch-*.safetensors"), self.folder / "backbone.sha256")
-            if path.exists()
-        }
+        trained = (epoch_file(self.folder, start), self.folder / "backbone.sha256")
+        files |= {f"{run}/{path.name}": path for path in trained if path.exists()}
         files |= cluster_files(Path(self.spec.cluster), self.profiles)
         for host in hosts:
             send_files(host, files)

@@ -90,6 +90,9 @@ def _problem(
             hint=f"Run again on every device: greentrain measure --model {name}",
         )
     factor = task.tokens_n / NAMED_TOKENS_N
+    # Workers of fine-tuning share samples, not heads.
+    layers = tuple(msgspec.structs.replace(layer, heads=0) for layer in profile.layers)
+    profile = msgspec.structs.replace(profile, layers=layers)
     profile = profile.with_times([_scaled(times, factor) for times in known.times])
     sizes = tuple(size for size in task.micro_batches if task.batch % size == 0) or (task.batch,)
     return make_problem(

@@ -346,6 +346,8 @@ def _check_absent(path: Path, seen: str) -> None:
 
 def restrain(entry: DeviceEntry) -> None:
     """Keep this worker to its processors and threads."""
+    import torch
+
     threads = entry.threads
     if entry.cpus is not None:
         there = cpu_numbers(entry.cpus) & os.sched_getaffinity(0)
@@ -353,10 +355,8 @@ def restrain(entry: DeviceEntry) -> None:
             raise UsageError(f"device {entry.id!r}: this machine has none of the processors {entry.cpus!r}.")
         os.sched_setaffinity(0, there)
         # torch counts the processors once, as it is loaded; more threads than processors wait for each other.
-        threads = threads or len(there)
+        threads = threads or min(len(there), torch.get_num_threads())
     if threads is not None:  # Else as many as measuring took: torch's own choice.
-        import torch
-
         torch.set_num_threads(threads)
 
 

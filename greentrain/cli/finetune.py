@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from greentrain.cli._common import PROFILES_DIR, emit_json, json_option, sysroot_option
+from greentrain.planners import PLANNERS
 
 __all__ = ["command"]
 
@@ -28,6 +29,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )  # fmt: skip
 @click.option("--objective", "minimise", type=click.Choice(["energy", "time", "edp"]), default="energy",
               show_default=True)  # fmt: skip
+@click.option("--planner", type=click.Choice(list(PLANNERS)), default="auto", show_default=True,
+              help="Of another method on a cluster, to compare with.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts per optimizer step.")
 @click.option("--tokens", "tokens_n", type=click.IntRange(min=1), default=64, show_default=True,
@@ -44,7 +47,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--cache-dtype", type=click.Choice(["float32", "float16", "int8"]), default="float16", show_default=True)
 @click.option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="[runs/NAME/cache]")
 @click.option("--cache-limit", metavar="20GB", help="Most bytes of all caches in that folder; the oldest make room.")
-@click.option("--cache-key", type=_FILE, help="Key of an encrypted cache, made where there is none [runs/NAME/key].")
+@click.option(
+    "--cache-key",
+    type=_FILE,
+    help="Key of an encrypted cache here, made where there is none [runs/NAME/key]; hosts make their own.",
+)
 @click.option("--storage", metavar="80MB", help="Bytes per second of the devices' disks, for the plan.")
 @click.option("--intensity", "intensity_g", type=click.FloatRange(min=0), metavar="G",
               help="Grid intensity in g CO2e per kWh [world average].")  # fmt: skip

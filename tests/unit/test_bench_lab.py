@@ -61,15 +61,18 @@ def _step(step: int, device: str, duration_s: float, energy_j: float | None) -> 
     )  # fmt: skip
 
 
-def test_a_usual_round_is_the_median_without_the_first() -> None:
+def test_a_usual_round_is_the_median_without_the_first_and_without_unknown_joules() -> None:
     rows = [
         _step(step, device, seconds * (1 + (device == "b")), 2.0 * seconds)
         for step, seconds in enumerate((9.0, 1.0, 2.0, 4.0))
         for device in ("a", "b")
     ]
     assert lab.usual_round(rows) == (4.0, 8.0)
+    # Its seconds are known.
+    unknown = [_step(4, "a", 5.0, 1.0), _step(4, "b", 5.0, None)]
+    assert lab.usual_round([*rows, *unknown]) == (4.5, 8.0)
     with pytest.raises(RunError, match="lacks the joules"):
-        lab.usual_round([*rows, _step(4, "a", 1.0, None)])
+        lab.usual_round(unknown)
 
 
 def test_the_pace_of_the_machine_stands_beside_a_row() -> None:

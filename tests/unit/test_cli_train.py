@@ -155,6 +155,7 @@ def test_a_worker_that_is_kept_to_some_processors_takes_as_many_threads(monkeypa
 
     monkeypatch.setattr(os, "sched_getaffinity", {0: {0, 1, 2, 3}}.__getitem__)
     monkeypatch.setattr(os, "sched_setaffinity", keep)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     entry = DeviceEntry(id="a", profile="a.json", launch="local", cpus="1-2")
     work_module.restrain(entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 import msgspec
@@ -18,7 +18,16 @@ from greentrain.workloads.adapters.pairs import PairBlock, cached_entries, pair_
 from greentrain.workloads.adapters.settings import SideSettings
 from greentrain.workloads.workload import Tensors, Workload, build_seeded
 
-__all__ = ["METHODS", "AdapterTask", "Method", "backbone_sha256", "cached_workload", "task_blocks", "task_workload"]
+__all__ = [
+    "METHODS",
+    "AdapterTask",
+    "Method",
+    "backbone_sha256",
+    "cached_workload",
+    "task_blocks",
+    "task_workload",
+    "weights_sha256",
+]
 
 Method = Literal["parallel-adapters", "full", "lora", "ia3", "head"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -165,10 +174,18 @@ def _drawn(block: nn.Module) -> nn.Module:
 
 def backbone_sha256(pairs: Sequence[nn.Module]) -> str:
     """Hash of the frozen blocks, names, shapes and weights: what cached outputs depend on."""
+    return weights_sha256(
+        (f"{pair.index}.{name}", parameter)
+        for pair in pairs
+        if isinstance(pair, PairBlock)
+        for name, parameter in pair.backbone.named_parameters()
+    )
+
+
+def weights_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of named tensors: names, shapes and values."""
     digest = hashlib.sha256()
-    for pair in pairs:
-        if isinstance(pair, PairBlock):
-            for name, parameter in pair.backbone.named_parameters():
-                digest.update(f"{pair.index}.{name}{tuple(parameter.shape)}".encode())
-                digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, tensor in tensors:
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

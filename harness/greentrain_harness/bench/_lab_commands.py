@@ -60,7 +60,7 @@ def measure_links(folder: Path, lab: str, bandwidth: str) -> None:
     measured = folder / f"links-{bandwidth}.measured"
     if measured.exists():
         return
-    for old in (folder / "profiles").glob("*.links.json"):
+    for old in (*(folder / "profiles").glob("*.links.json"), *folder.glob("links-*.measured")):
         old.unlink()
     nodes = _nodes(folder, lab)
     for index, (server, address) in enumerate(nodes):

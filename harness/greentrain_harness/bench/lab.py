@@ -158,11 +158,11 @@ def _row(
         before_s = machine_pace_s()
         greentrain(folder, "train", "plan.json", "--run", run, "--rounds", str(rounds_n))
         pace_s = statistics.mean((before_s, machine_pace_s()))
+        step_s, step_j = usual_round(read_ledger(folder / "runs" / run / "ledger.csv"))
     except RunError as error:
         sys.stderr.write(f"  left out: {error.message}\n")
         return None
     summary = read_json(folder / "runs" / run / "summary.json", Summary, schema=SUMMARY_SCHEMA)
-    step_s, step_j = usual_round(read_ledger(folder / "runs" / run / "ledger.csv"))
     return Row(
         model=one.model,
         batch=one.batch,
@@ -183,20 +183,23 @@ def _row(
 
 
 def usual_round(rows: Iterable[LedgerRow]) -> tuple[float, float]:
-    """Median seconds and joules of a round of all devices, without the first.
+    """Median seconds and joules of a round of all devices, without the first and those whose joules nobody knows.
 
     Raises:
-        RunError: A round's joules are not known.
+        RunError: No round's joules are known.
     """
     rounds: dict[int, list[LedgerRow]] = defaultdict(list)
     for row in rows:
         if row.action == "step" and row.step > 0:
             rounds[row.step].append(row)
-    energies_j = [row.energy_j for found in rounds.values() for row in found]
-    if not energies_j or None in energies_j:
-        raise RunError("The run's ledger lacks the joules of a round.", hint="Run the benchmark again.")
+    joules = [
+        sum(row.energy_j for row in found if row.energy_j is not None)
+        for found in rounds.values()
+        if all(row.energy_j is not None for row in found)
+    ]
+    if not joules:
+        raise RunError("the run's ledger lacks the joules of every round.", hint="Run the benchmark again.")
     times_s = [max(row.duration_s for row in found) for found in rounds.values()]
-    joules = [sum(row.energy_j or 0.0 for row in found) for found in rounds.values()]
     return statistics.median(times_s), statistics.median(joules)
 
 
