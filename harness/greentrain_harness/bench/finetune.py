@@ -33,6 +33,8 @@ _METHODS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("parallel adapters, float16 cache", "parallel-adapters", ("--cache-dtype", "float16")),
     ("parallel adapters, int8 cache", "parallel-adapters", ("--cache-dtype", "int8")),
 )
+_NAMES = [name for name, _, _ in _METHODS]
+_QUICK = ["full", "parallel adapters, no cache", "parallel adapters, float16 cache"]
 _PEFT = ("lora", "ia3")
 _COLUMNS = (
     "model", "method", "epochs", "seeds", "seconds", "first_epoch_s", "last_epoch_s", "j_per_sample_first",
@@ -50,12 +52,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=2500)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--methods", default="", help=f"of: {'; '.join(_NAMES)}; with semicolons [all]")
     parser.add_argument("--cluster", help="cluster.toml, such as a lab's; else this machine alone")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-finetune"))
     asked = parser.parse_args(argv)
     counts = [2] if asked.quick else [int(text) for text in asked.epochs.split(",")]
-    methods = [one for one in _METHODS if not asked.quick or one[0] in ("full", _METHODS[3][0], _METHODS[4][0])]
-    if importlib.util.find_spec("peft") is None and not asked.quick:
+    chosen = [name.strip() for name in asked.methods.split(";")] if asked.methods else _QUICK if asked.quick else _NAMES
+    if unknown := [name for name in chosen if name not in _NAMES]:
+        parser.error(f"--methods: {', '.join(unknown)} is none of: {'; '.join(_NAMES)}")
+    methods = [one for one in _METHODS if one[0] in chosen]
+    if importlib.util.find_spec("peft") is None and any(one[1] in _PEFT for one in methods):
         print(f"left out: {', '.join(_PEFT)} (the package peft is not installed)")
         methods = [one for one in methods if one[1] not in _PEFT]
     asked.output.mkdir(parents=True, exist_ok=True)
