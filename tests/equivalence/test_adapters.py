@@ -16,7 +16,7 @@ from greentrain.workloads.families import from_transformers
 from greentrain.workloads.parts import Splittable
 from greentrain.workloads.workload import Tensors, block_outputs, run_blocks
 
-FAMILIES = ("bert", "gpt2", "opt", "opt-350m", "llama", "t5", "t5-gated")
+FAMILIES = ("bert", "gpt2", "opt", "opt-350m", "llama", "t5", "t5-gated", "bart")
 CLASSES_N = 3
 
 
@@ -32,7 +32,7 @@ def backbone_for(name: str) -> tuple[Backbone, Tensors]:
     mask = torch.ones(ids.shape, dtype=torch.uint8)
     mask[1, 4:] = 0
     mask[3, 1:] = 0
-    if name.startswith("t5"):
+    if name.startswith(("t5", "bart")):
         blocks[0] = StartsDecoder(blocks[0], 0)
     return backbone_of(blocks), (ids, mask)
 

@@ -23,7 +23,7 @@ from greentrain_harness.profilers.parts import shareable
 
 ROWS_N = 5
 LIMIT = 1e-10
-TRANSFORMERS = ["bert", "gpt2", "opt", "opt-350m", "llama", "t5", "t5-gated", "vit"]
+TRANSFORMERS = ["bert", "gpt2", "opt", "opt-350m", "llama", "t5", "t5-gated", "bart", "vit"]
 SHARINGS: list[Sharing] = ["tensor_sequence", "tensor", "sequence"]
 
 

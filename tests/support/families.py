@@ -104,6 +104,19 @@ def _t5_gated(t: Any) -> Tiny:
     return _t5(t, "gated-gelu")
 
 
+def _bart(t: Any) -> Tiny:
+    config = t.BartConfig(
+        vocab_size=TOKENS_KNOWN_N, d_model=12, encoder_layers=2, decoder_layers=3, encoder_attention_heads=3,
+        decoder_attention_heads=3, encoder_ffn_dim=22, decoder_ffn_dim=22, max_position_embeddings=32,
+        scale_embedding=True,
+    )  # fmt: skip
+    ids, mask = _text()
+    decoder_ids = torch.randint(3, TOKENS_KNOWN_N, (ROWS_N, 6), generator=torch.Generator().manual_seed(3))
+    arguments = {"input_ids": ids, "attention_mask": mask.long(), "decoder_input_ids": decoder_ids}
+    model = t.BartForConditionalGeneration
+    return Tiny(config=config, model=model, inputs=(ids, mask, decoder_ids), arguments=arguments)
+
+
 def _vit(t: Any) -> Tiny:
     config = t.ViTConfig(
         hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=22, image_size=12, patch_size=4,
@@ -140,6 +153,7 @@ _MAKERS: dict[str, Callable[[Any], Tiny]] = {
     "llama": _llama,
     "t5": _t5,
     "t5-gated": _t5_gated,
+    "bart": _bart,
     "vit": _vit,
     "resnet": _resnet,
     "mobilenet-v2": _mobilenet_v2,

@@ -139,7 +139,11 @@ def _pretrained(folder: Path) -> list[nn.Module]:
 
     config = _config(folder)
     # The class with the head that the families know; a head that is not in the file is drawn anew and not used.
-    classes = {"bert": "BertForSequenceClassification", "t5": "T5ForConditionalGeneration"}
+    classes = {
+        "bert": "BertForSequenceClassification",
+        "t5": "T5ForConditionalGeneration",
+        "bart": "BartForConditionalGeneration",
+    }
     name = classes.get(config.model_type)
     maker = getattr(transformers, name) if name else transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):

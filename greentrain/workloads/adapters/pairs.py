@@ -46,9 +46,9 @@ class CachedEntry:
 class _Bridge(nn.Module):
     """End of the side encoder and begin of the side decoder."""
 
-    def __init__(self, norm: nn.Module, units: Tensor, width: int, settings: SideSettings) -> None:
+    def __init__(self, norm: nn.Module | None, units: Tensor, width: int, settings: SideSettings) -> None:
         super().__init__()
-        self.norm = narrow_norm(norm, units)
+        self.norm = nn.Identity() if norm is None else narrow_norm(norm, units)
         self.down = down_projection(width, units, settings)
 
 
@@ -217,8 +217,9 @@ def _nothing() -> None:
 
 
 def _bridge(block: nn.Module, units: Tensor, width: int, settings: SideSettings) -> nn.Module:
-    norms = [child for child in block.modules() if isinstance(child, (nn.LayerNorm, nn.RMSNorm))]
-    return _Bridge(norms[0], units, width, settings)
+    # BART's last encoder layer ends with its normalisation.
+    norm = getattr(block, "norm", None)
+    return _Bridge(norm if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) else None, units, width, settings)
 
 
 def _head(

@@ -1,4 +1,4 @@
-"""Models of transformers as lists of blocks: BERT, GPT-2, OPT, LLaMA, T5, ViT, ResNet, MobileNetV2, EfficientNet.
+"""Models of transformers as lists of blocks: BERT, GPT-2, OPT, LLaMA, T5, BART, ViT, ResNet, MobileNetV2, EfficientNet.
 
 One module per family, each with one function ``blocks(model)`` that wraps the model's own layers; a test holds every
 list against transformers' model, outputs and gradients. transformers is imported when blocks are made, not before.
@@ -40,6 +40,7 @@ _MODULES: dict[str, str] = {
     "OPTForCausalLM": "opt",
     "LlamaForCausalLM": "llama",
     "T5ForConditionalGeneration": "t5",
+    "BartForConditionalGeneration": "bart",
     "ViTForImageClassification": "vit",
     "ResNetForImageClassification": "resnet",
     "MobileNetV2ForImageClassification": "mobilenet_v2",
