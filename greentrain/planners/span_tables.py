@@ -315,13 +315,13 @@ def most_units_TS(
         return found_TS
     least_bytes = min(types.device_T[index].memory_bytes for index in tight)
     most_S = _most_bytes_S(problem, spans, in_flight) + 8 * widest_bytes * spans.micro_batch
-    for number in np.flatnonzero(most_S > least_bytes).tolist():
+    first_S = spans.like_S == np.arange(len(spans.like_S))
+    for number in np.flatnonzero(first_S & (most_S > least_bytes)).tolist():
         start, stop = int(spans.start_S[number]), int(spans.stop_S[number])
         if spans.sharing != "samples" and spans.shared_S[number]:
-            like = int(spans.like_S[number])
-            if like not in known:
-                known[like] = _part_bytes(problem, spans, start, stop)
-            bytes_R = known[like].first_R + (in_flight - 1) * known[like].further_R
+            if number not in known:
+                known[number] = _part_bytes(problem, spans, start, stop)
+            bytes_R = known[number].first_R + (in_flight - 1) * known[number].further_R
             for index in tight:
                 # Whole parts of a byte lie between two numbers of units; the tolerance is rounding.
                 fits_R = bytes_R <= types.device_T[index].memory_bytes + 1e-3
@@ -331,7 +331,7 @@ def most_units_TS(
             for index in tight:
                 rows = max((types.device_T[index].memory_bytes - fixed) // per_row, 0)
                 found_TS[index, number] = min(rows // spans.step, spans.units)
-    return found_TS
+    return found_TS[:, spans.like_S]
 
 
 def _most_bytes_S(problem: Problem, spans: SpanTables, in_flight: int) -> np.ndarray:
